@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,24 @@ from persona_circuits.persona.steering import some_pairs
 from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
 from persona_circuits.persona.study.options import StudyOptions
 
-__all__ = ["AXES", "NO_WORDINGS", "PASSES", "Context", "StudyFile", "StudyFiles", "axes_of", "some_of"]
+__all__ = [
+    "AXES",
+    "NO_FRAMES",
+    "NO_WORDINGS",
+    "PASSES",
+    "Context",
+    "StudyFile",
+    "StudyFiles",
+    "axes_of",
+    "evenly",
+    "some_of",
+]
 
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
 """So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
 QUICK_PAIRS = 12
+NO_FRAMES = "no pairs in frames; give a file of 'vary --frame' with --frames"
 NO_WORDINGS = "no pairs in other wordings; give a file of 'pairs --variants --add-neutral' with --wordings"
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "wordings": ("causes", "prediction", "prior"),
@@ -41,6 +53,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "least_mass": (),
 }
 """Files and options on which only these stages depend; all stages depend on the others."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class StudyFiles:
         """Names and SHA-256, by role."""
         return {
             role: None if (file := getattr(self, role)) is None else {"source": file.label, "sha256": file.sha256}
-            for role in ("pairs", "controls", "variants", "prior", "personas", "frames", "wordings")
+            for role in (field.name for field in fields(self))
         }
 
 
@@ -164,10 +177,10 @@ class Context:
     @cached_property
     def measures(self) -> tuple[PairMeasure, ...]:
         """What the model answers to every pair, followed by the controls."""
-        everything = [*self.studied.items, *self._control_items()]
-        source = self.pairs.source
-        size, progress = self.options.batch_size, self.stage("asking")
-        return measure_pairs(self.model, everything, source=source, batch_size=size, progress=progress)
+        controls = () if self.controls is None else self.controls.items
+        items = [*self.studied.items, *(item for item in controls if item.control != "none")]
+        how: dict[str, Any] = {"source": self.pairs.source, "batch_size": self.options.batch_size}
+        return measure_pairs(self.model, items, progress=self.stage("asking"), **how)
 
     @cached_property
     def worded(self) -> tuple[PairMeasure, ...]:
@@ -226,15 +239,16 @@ class Context:
             parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
             self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
 
-    def _control_items(self) -> Sequence[Item]:
-        file = self.controls
-        return [item for item in file.items if item.control != "none"] if file is not None else ()
+
+def evenly(values: Sequence[T], n: int) -> list[T]:
+    """At most ``n`` of these, evenly taken."""
+    places = np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int)
+    return [values[place] for place in np.unique(places)]
 
 
 def some_of(task: Task, n: int) -> Task:
     """At most ``n`` of a task's pairs, evenly taken."""
-    places = np.unique(np.linspace(0, len(task.pairs) - 1, min(n, len(task.pairs))).round().astype(int))
-    return replace(task, pairs=tuple(task.pairs[place] for place in places))
+    return replace(task, pairs=tuple(evenly(task.pairs, n)))
 
 
 def _variant(item: Item) -> object:

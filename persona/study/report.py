@@ -150,13 +150,11 @@ def _results(numbers: Numbers, extras: Mapping[str, Mapping[str, Any]], out: Pat
     yield _grid(numbers, "behaviour", groups, columns)
     yield _figures(out, "behaviour")
     yield "### Contrasts"
-    levels = [name.removeprefix("contrasts.").removesuffix(".n") for name in numbers
-              if name.startswith("contrasts.") and name.endswith(".n")]  # fmt: skip
+    levels = _parts(numbers, "contrasts", 2, ".n")
     yield _grid(numbers, "contrasts", levels, ("n", "divergence", "collapse", "prior_abs", "required_gain"))
     yield _tested(numbers, "contrasts.", ("_minus_", ".spread."))
     yield _figures(out, "contrasts")
-    variants = _parts(numbers, "variants", 1, ".n")
-    if variants:
+    if variants := _parts(numbers, "variants", 1, ".n"):
         yield "### Variants"
         compared = ("n", "divergence", "divergence_ratio", "collapse", "access", "signal_persona", "signal_answer")
         yield _grid(numbers, "variants", variants, compared)

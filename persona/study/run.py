@@ -138,7 +138,8 @@ def _written(results: Mapping[str, StageResult], context: Context, plans: Sequen
     model = context.model
     study = Study(model.name, model.fingerprint, context.files, context.options, stages, missing, judged)
     context.stage("numbers and report")
-    _write(study, context, out)
+    with replace_folder(out) as staging:
+        _write(study, report(study, context, out), staging)
     return study
 
 
@@ -235,12 +236,7 @@ def _digest_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
-def _write(study: Study, context: Context, out: Path) -> None:
-    with replace_folder(out) as staging:
-        _write_into(staging, study, report(study, context, out))
-
-
-def _write_into(out: Path, study: Study, text: str) -> None:
+def _write(study: Study, text: str, out: Path) -> None:
     write_json(study.record(), out / "numbers.json")
     write_csv(number_rows(study.numbers), out / "numbers.csv")
     if study.plans:

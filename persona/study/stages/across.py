@@ -22,7 +22,7 @@ from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_of, margins, replay
-from persona_circuits.persona.study.context import Context
+from persona_circuits.persona.study.context import NO_FRAMES, Context, evenly
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import across_figure
 
@@ -40,7 +40,7 @@ def run_across(context: Context, folder: Path) -> StageNumbers:
     """The shares of D by frame and layer, and those at the layer that train chooses."""
     numbers = StageNumbers()
     if context.frames is None:
-        numbers.notes.append("no pairs in frames; give a file of 'vary --frame' with --frames")
+        numbers.notes.append(NO_FRAMES)
         return numbers
     bases = _aligned(context)
     fitted, held_out = context.fitted_and_held_out
@@ -65,8 +65,7 @@ def run_across(context: Context, folder: Path) -> StageNumbers:
 def _some(context: Context, bases: Sequence[dict[str, Item]], split: str) -> list[dict[str, Item]]:
     """Bases of a split, at most twice ``max_pairs``, evenly taken."""
     own = [base for base in bases if split in ("all", base[YOU].pair.split)]
-    places = np.unique(np.linspace(0, max(0, len(own) - 1), 2 * context.options.max_pairs).round().astype(int))
-    return [own[place] for place in places] if own else []
+    return evenly(own, 2 * context.options.max_pairs)
 
 
 def _last_half(values: Values, layers: Sequence[int]) -> int | None:

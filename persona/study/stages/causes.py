@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from persona_circuits.persona.explanation import (
     write_calibration,
     write_explanation,
 )
+from persona_circuits.persona.explanation.calibration import cluster_of
 from persona_circuits.persona.study.context import Context, axes_of
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers, slug
 
@@ -123,10 +123,10 @@ def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
         return
     for rate in study.rates:
         name = f"causes.rate.{slug(rate.verdict)}.{slug(rate.kind)}"
-        bounds = SimpleNamespace(low=rate.lower, high=rate.upper)
         what = f"share of held-out controls ({rate.kind}) with {rate.verdict}"
         what += "; two one-sided 95 % limits by persona pair"
-        numbers.add(name, rate.share, what, estimate=bounds, unit="share", n=rate.n, source="causes/rates.csv")
+        about = {"low": rate.lower, "high": rate.upper, "n": rate.n, "source": "causes/rates.csv"}
+        numbers.add(name, rate.share, what, unit="share", **about)
     for verdict, cut in made.cuts.items():
         name = f"causes.cut.{slug(verdict)}"
         numbers.add(f"{name}.given", made.gives(verdict), f"whether {verdict} is given on this model", source=SOURCE)
@@ -138,7 +138,7 @@ def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
     numbers.add("causes.claimed", what="share of pairs with a verdict that says something of a persona", unit="share",
                 source=SOURCE, **share)  # fmt: skip
     training = set(made.training)
-    held = [row for row in study.control_pairs if f"{row.item.control}: {row.item.persona_pair}" not in training]
+    held = [row for row in study.control_pairs if cluster_of(row.item) not in training]
     if held:
         share = Estimates([row.item for row in held], **draws).share([float(x.verdict.name in CLAIMS) for x in held])
         what = "the same of held-out controls"

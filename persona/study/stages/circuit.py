@@ -107,7 +107,7 @@ def _beside_chance(context: Context, a: Side, b: Side) -> Comparison:
 
 
 def _few_of(context: Context, task: Task) -> Task:
-    """Held-out pairs of another file, at most ``max_pairs``."""
+    """Held-out pairs, at most ``max_pairs``, or all of them where it is thorough."""
     part = task.of_split(split_of(task, None, "test"))
     return part if context.options.thorough else some_of(part, context.options.max_pairs)
 
@@ -131,8 +131,7 @@ def _extras(numbers: StageNumbers, main: Discovery) -> None:
 def _tests(context: Context, numbers: StageNumbers, main: Discovery, folder: Path) -> None:
     """Transfer on all held-out pairs, the tests that try many circuits on some of them; into the circuit's file."""
     options, task = context.options, context.main_task
-    chosen = task.of_split(split_of(task, None, "test"))
-    few = chosen if options.thorough else some_of(chosen, options.max_pairs)
+    chosen, few = task.of_split(split_of(task, None, "test")), _few_of(context, task)
     subject = Subject(main.circuit) if options.quick else Subject(main.circuit, main.record, task)
     settings: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
     asked = EvaluationOptions(metric=METRIC, by=(), quick=not options.thorough, **settings)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from persona_circuits.circuit.figures import write_csv
+from persona_circuits.circuit.figures import write_csv, write_figures
 from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure
 from persona_circuits.persona.data import ItemFile
@@ -39,6 +39,7 @@ from persona_circuits.persona.explanation import Explained, ExplainOptions, expl
 from persona_circuits.persona.study.context import Context, axes_of
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
+from persona_circuits.persona.study.stages.figures import level_figure
 
 __all__ = ["permuted", "run_contrasts", "shared_p"]
 
@@ -283,9 +284,6 @@ def _variant(
 
 def _figure(numbers: StageNumbers, folder: Path) -> None:
     """Mean D and collapse of every level and variant with their intervals."""
-    from persona_circuits.circuit.figures import write_figures
-    from persona_circuits.persona.study.stages.figures import level_figure
-
     figures = {}
     for key, title in (("divergence", "Mean D by level"), ("collapse", "Collapse rate by level")):
         rows = {

@@ -21,7 +21,7 @@ from persona_circuits.circuit.discovery import Discovery, MeasureOptions, evalua
 from persona_circuits.circuit.figures import write_csv, write_figures
 from persona_circuits.circuit.task import Task
 from persona_circuits.persona.behaviour import PairMeasure, measure_pairs
-from persona_circuits.persona.study.context import Context, some_of
+from persona_circuits.persona.study.context import NO_FRAMES, Context, some_of
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
 from persona_circuits.persona.study.stages.circuit import compared, search
@@ -42,7 +42,7 @@ def run_frames(context: Context, folder: Path) -> StageNumbers:
     numbers = StageNumbers()
     file = context.frames
     if file is None:
-        numbers.notes.append("no pairs in frames; give a file of 'vary --frame' with --frames")
+        numbers.notes.append(NO_FRAMES)
         return numbers
     held_out = context.fitted_and_held_out[1]
     items = [item for item in file.items if held_out in ("all", item.pair.split)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from persona_circuits.circuit.discovery import Discovery, MeasureOptions, evaluate_on
 from persona_circuits.circuit.task import PromptPair, Task
-from persona_circuits.persona.study.context import Context, some_of
+from persona_circuits.persona.study.context import NO_FRAMES, Context, some_of
 from persona_circuits.persona.study.numbers import StageNumbers
 from persona_circuits.persona.study.stages.circuit import compared, search
 from persona_circuits.persona.study.stages.circuit_numbers import faithfulness_of
@@ -30,7 +30,7 @@ def run_gates(context: Context, folder: Path) -> StageNumbers:
     """A circuit for each of ``SEARCHED`` and for the prior, each on the pairs of all."""
     numbers = StageNumbers()
     if context.files.frames is None:
-        numbers.notes.append("no pairs in frames; give a file of 'vary --frame' with --frames")
+        numbers.notes.append(NO_FRAMES)
         return numbers
     whole = context.files.frames.task()
     grounds = {name: whole.where(variant=name) for name in MEASURED if _has(whole, name)}

@@ -28,7 +28,7 @@ from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_runs, margins, prefix_of, replay
-from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
+from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context, evenly
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import write_levels
 
@@ -122,10 +122,9 @@ def _chosen(context: Context, defaults: _Defaults) -> list[tuple[PairMeasure, li
             groups.append((first, *others))
     if len({first.question for first, *_ in groups}) < 2:
         return []
-    places = np.unique(np.linspace(0, len(groups) - 1, 2 * context.options.max_pairs).round().astype(int))
-    chosen = [item for place in places for item in groups[place]]
-    asked = iter(_asked(context, [replace(item, pair=item.pair.bare()) for item in chosen]))
-    return [(next(asked), [next(asked) for _ in groups[place][1:]]) for place in places]
+    groups = evenly(groups, 2 * context.options.max_pairs)
+    asked = iter(_asked(context, [replace(item, pair=item.pair.bare()) for group in groups for item in group]))
+    return [(next(asked), [next(asked) for _ in others]) for _, *others in groups]
 
 
 def _own_items(context: Context) -> list[Item]:
@@ -156,12 +155,9 @@ def _bias(
     numbers.add("prior.bias.agree", what=what, unit="share", source=SOURCE, **estimates.share(expected == after[:, 0]))
     a, b = expected.mean(), after[:, 0].mean()
     numbers.add("prior.bias.agree_chance", a * b + (1 - a) * (1 - b), "the same by chance", unit="share", source=SOURCE)
-    controls = [] if context.controls is None else [m for m in context.controls.items if m.control == PARAPHRASE]
+    controls = [] if context.controls is None else [c for c in context.controls.items if c.control == PARAPHRASE]
     controls = [item for item in controls if defaults.elsewhere(item)]
-    places = np.unique(
-        np.linspace(0, max(0, len(controls) - 1), PASSES * context.options.max_pairs).round().astype(int)
-    )
-    null = _asked(context, [controls[place] for place in places]) if controls else ()
+    null = _asked(context, evenly(controls, PASSES * context.options.max_pairs)) if controls else ()
     if null:
         estimates = Estimates([m.item for m in null], **context.draws)
         bounds = [defaults.level(m.item) for m in null]
