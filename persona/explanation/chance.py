@@ -23,7 +23,9 @@ ROUNDING = 1e-6  # of a cosine in float32
 
 def chance_alignment(model: Model, both: Both, *, seed: int = 0) -> Float[Tensor, " batch"]:
     """Root mean square of eta over random pairs of tokens; 0 where no other token is moved but by rounding."""
-    tokens = torch.randint(both.clean.logits.shape[-1], (N_TOKEN_PAIRS, 2), generator=_generator(seed))
+    tokens = torch.randint(
+        both.clean.logits.shape[-1], (N_TOKEN_PAIRS, 2), generator=torch.Generator().manual_seed(seed)
+    )
     unembed = model.bridge.unembed.W_U
     first, second = (unembed[:, ids.to(unembed.device)].T for ids in tokens.T)
     directions = (first - second).to(both.clean.streams[-1])
@@ -33,10 +35,6 @@ def chance_alignment(model: Model, both: Both, *, seed: int = 0) -> Float[Tensor
     drawn = _others(tokens, both)
     squares = torch.where(drawn, cosine.square(), 0.0).sum(1) / drawn.sum(1).clamp(min=1)
     return torch.where(squares.sqrt() > ROUNDING, squares.sqrt(), 0.0)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _others(tokens: Int[Tensor, "pair 2"], both: Both) -> Tensor:

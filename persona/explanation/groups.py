@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +137,8 @@ def group_of(
         signal_answer=float(np.mean([row.numbers.signal_answer for row in rows])),
         alignment=float(np.mean([row.numbers.alignment for row in rows])),
         aligned=float(np.mean([row.numbers.aligned for row in rows])),
-        access=_median([row.numbers.access for row in rows]),
-        cancellation=_mean([row.numbers.cancellation for row in rows]),
+        access=_of_known(np.median, [row.numbers.access for row in rows]),
+        cancellation=_of_known(np.mean, [row.numbers.cancellation for row in rows]),
         mass=float(np.mean([row.numbers.mass for row in rows])),
         agree=agrees.count(True),
         disagree=agrees.count(False),
@@ -156,14 +156,9 @@ def _confirmed(verdict: str, rows: Sequence[Explained], tests: Tests) -> bool | 
     return 2 * sum(agrees) > len(agrees) and (not own.ran or own.tells)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _of_known(statistic: Callable[[list[float]], Any], values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+    return float(statistic(known)) if known else None
 
 
 def is_label(value: Any) -> bool:

@@ -80,7 +80,10 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             "notes": found.notes,
             "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
             "agreement": found.agreement,
-            "groups": [_group(group) for group in (found.overall, *found.groups, *found.controls)],
+            "groups": [
+                {"headline": group.headline, **asdict(group)}
+                for group in (found.overall, *found.groups, *found.controls)
+            ],
             "pairs": [_pair(row, found.nodes) for row in (*found.pairs, *found.control_pairs)],
         }
     )
@@ -171,10 +174,6 @@ def _table_row(group: Group) -> tuple[str, ...]:
         f"{group.mass:.2f}",
         f"{group.agree} of {ran}{alike}" if ran else "",
     )
-
-
-def _group(group: Group) -> dict[str, Any]:
-    return {"headline": group.headline, **asdict(group)}
 
 
 def _short(value: float | None) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from persona_circuits.persona.pairs.matching import Case, leak_finder
 from persona_circuits.persona.pairs.options import PairOptions
 from persona_circuits.persona.pairs.report import Built
 from persona_circuits.persona.pairs.splits import Meeting, training_meetings
+from persona_circuits.persona.streams import grouped
 
 __all__ = ["AskedModel", "ask_model", "joined_candidates", "lifts", "marked"]
 
@@ -184,19 +185,23 @@ def _prompt(persona: Persona, question: Question, place: int, template: Template
     return case.prompt(persona.wordings[0]).text
 
 
-def _last(model: Model, prompts: Sequence[str]) -> list[Float[Tensor, " vocab"]]:
-    """The logits after each prompt, in float64 on the CPU."""
-    by_length: dict[int, list[tuple[int, list[int]]]] = {}
-    for place, prompt in enumerate(prompts):
-        ids = token_ids(prompt, model)
-        by_length.setdefault(len(ids), []).append((place, ids))
-    by_place: dict[int, Tensor] = {}
-    for group in by_length.values():
-        tokens = torch.tensor([ids for _, ids in group], device=model.device)
+def last_logits(
+    model: Model, prompts: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[tuple[list[int], Float[Tensor, "batch vocab"]]]:
+    """Prompts of one length by their places, with the logits after each, in float64 on the CPU."""
+    for group in grouped([len(ids) for ids in prompts], batch_size):
+        tokens = torch.tensor([list(prompts[i]) for i in group], device=model.device)
         logits = model.logits(tokens)[:, -1].cpu().double()
         check_finite(logits, of_prompts(model, tokens))
-        by_place |= {place: row for (place, _), row in zip(group, logits, strict=True)}
-    return [by_place[place] for place in range(len(prompts))]
+        yield group, logits
+
+
+def _last(model: Model, prompts: Sequence[str]) -> list[Float[Tensor, " vocab"]]:
+    """The logits after each prompt."""
+    rows: dict[int, Tensor] = {}
+    for group, logits in last_logits(model, [token_ids(prompt, model) for prompt in prompts], len(prompts)):
+        rows |= dict(zip(group, logits, strict=True))
+    return [rows[place] for place in range(len(prompts))]
 
 
 def _tables(model: Model, prompts: Sequence[str], logits: Sequence[Tensor]) -> list[dict[str, float]]:

@@ -110,7 +110,8 @@ def build_pairs(
     make = _Maker(how, options, neutral, tally)
     made = tuple(pair for split in splits for pair in _filled(split, templates, options, make, tally, only))
     if not made:
-        raise TaskError(_nothing_left(tally))
+        headline = f"no pair is left of {sum(tally.counts.values())} combination(s) of personas, question and template:"
+        raise TaskError(listed(headline, tally.lines(REASONS)))
     made, held_out = _without_lone_split(made, splits, statement)
     null = null_pairs(made, how) if options.null else None
     rows = tuple(dict(pair.row) for pair in made)
@@ -320,14 +321,6 @@ def _leaked(case: Case, wordings: tuple[int, int], options: PairOptions, tally: 
     if not leaks and options.leaks == "only":
         raise Drop("no option in the persona")
     return list(leaks)
-
-
-def _nothing_left(tally: Tally) -> str:
-    total = sum(tally.counts.values())
-    reasons = [
-        f"{item.count} × {item.reason}: {REASONS[item.reason]} (such as {item.examples[0]})" for item in tally.dropped()
-    ]
-    return listed(f"no pair is left of {total} combination(s) of personas, question and template:", reasons)
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]], reader: Reader, align: str) -> None:

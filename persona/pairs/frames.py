@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 from persona_circuits.circuit.choices import FRAMES
-from persona_circuits.circuit.errors import OptionError, TaskError, listed
+from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.task import Reader, token_ids
 from persona_circuits.persona.data import Persona, apart, first_person
-from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of
+from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of, varied
 
 __all__ = ["framed"]
 
@@ -69,17 +70,8 @@ def framed(
     if "again" in frames and not personas:
         raise OptionError("--frame again says a persona in its other words: give the personas' file with --personas")
     others = {persona.name: persona.wordings for persona in personas}
-    rows: list[Mapping[str, Any]] = []
-    dropped: dict[str, list[str]] = {}
-    for base in rows_of(pairs, split):
-        try:
-            rows += _in_frames(base, tuple(frames), reader, others)
-        except Unfit as fault:
-            dropped.setdefault(str(fault), []).append(str(base["id"]))
-    if not rows:
-        reasons = [f"{len(ids)} × {reason} (such as {ids[0]})" for reason, ids in dropped.items()]
-        raise TaskError(listed("no pair is left in every frame:", reasons))
-    return Varied(tuple(rows), {reason: tuple(ids) for reason, ids in dropped.items()})
+    variants = partial(_in_frames, frames=tuple(frames), reader=reader, others=others)
+    return varied(rows_of(pairs, split), variants, "no pair is left in every frame:")
 
 
 def _in_frames(

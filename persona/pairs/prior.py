@@ -23,8 +23,8 @@ prompts that the persona's circuit is searched on, met another way:
 
 from __future__ import annotations
 
-import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -36,11 +36,13 @@ import numpy as np
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, untold
-from persona_circuits.circuit.storage import replace_files, write_json, write_text
+from persona_circuits.circuit.storage import replace_files, write_json
 from persona_circuits.circuit.task import PromptPair, Task, encode, without_forms
 from persona_circuits.persona.data import ItemFile, Neutral
+from persona_circuits.persona.pairs.matching import Drop
 from persona_circuits.persona.pairs.options import PriorOptions
-from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Tally, leanings_of, study_items
+from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, leanings_of, study_items
+from persona_circuits.persona.pairs.report import Tally, default_report, write_rows
 
 __all__ = ["build_prior_pairs", "write_prior_pairs"]
 
@@ -112,7 +114,7 @@ def build_prior_pairs(
             sides.append(Asked(item, leanings[place], model))
     rows = tuple(_chosen(_meetings(sides, tally), options, tally))
     if not rows:
-        raise TaskError(listed(f"no prior pair can be made of {items.source}:", tally.lines()))
+        raise TaskError(listed(f"no prior pair can be made of {items.source}:", tally.lines(REASONS)))
     about = {
         "source": items.source,
         "sha256": items.sha256,
@@ -121,18 +123,19 @@ def build_prior_pairs(
         "options": asdict(options),
         "defaults": _defaults(sides),
     }
-    return PriorPairs(rows, tally.dropped(), about)
+    dropped = {item.reason: (item.count, item.examples) for item in tally.dropped()}
+    return PriorPairs(rows, dropped, about)
 
 
 def write_prior_pairs(built: PriorPairs, path: str | Path, report: str | Path | None = None) -> Path:
     """Write the pairs as JSON Lines and the report beside them (``X.report.json``); returns the report's path."""
     path = Path(path)
-    report = path.with_suffix(".report.json") if report is None else Path(report)
+    report = default_report(path) if report is None else Path(report)
     if report.resolve() == path.resolve():
         raise OptionError(f"--out and --report must be different files, both are {path}")
     with replace_files(path, report) as (pairs, beside):
         write_json({"pairs": str(path), **built.report()}, beside)
-        write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in built.rows), pairs)
+        write_rows(built.rows, pairs)
     return report
 
 
@@ -299,8 +302,4 @@ def _defaults(sides: Sequence[Asked]) -> dict[str, dict[str, Any]]:
 
 
 def _counted(values: Iterator[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        if value:
-            counts[value] = counts.get(value, 0) + 1
-    return counts
+    return dict(Counter(filter(None, values)))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from persona_circuits.circuit.errors import TaskError
-from persona_circuits.circuit.model import Model, of_prompts
-from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import PromptPair, beyond_embedding, token_ids, without_end
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.pairs.asking import last_logits
+from persona_circuits.persona.pairs.matching import Drop
 
-__all__ = ["REASONS", "Asked", "Drop", "Tally", "leanings_of", "study_items"]
+__all__ = ["REASONS", "Asked", "leanings_of", "study_items"]
 
-N_EXAMPLES = 5
 REASONS = {
     "no other wording": "the default is unknown: --neutral has no wording of the question but the row's own",
     "only one question": "the two personas are asked one question only in this split",
@@ -33,36 +31,6 @@ REASONS = {
     "does not fit the model": "a word is not one token after the other question's prompt",
     "asked already": "the same persona and questions are in another pair",
 }
-
-
-@dataclass
-class Tally:
-    """What was dropped; the one thing here that grows."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, reason: str, example: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < N_EXAMPLES:
-            shown.append(example)
-
-    def dropped(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        order = sorted(self.counts, key=lambda reason: (-self.counts[reason], reason))
-        return {reason: (self.counts[reason], tuple(self.examples[reason])) for reason in order}
-
-    def lines(self) -> list[str]:
-        dropped = self.dropped().items()
-        return [f"{n} × {reason}: {REASONS[reason]} (such as {shown[0]})" for reason, (n, shown) in dropped]
-
-
-class Drop(Exception):
-    """Two rows make no prior pairs: the reason, a key of REASONS, and what is special here."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 class Asked:
@@ -142,20 +110,13 @@ def _log_probs(
     model: Model, prompts: Sequence[str], options: Sequence[str], batch_size: int, progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Per prompt: log probability over the whole vocabulary of every option that is one token there."""
-    by_length: dict[int, list[tuple[str, list[int]]]] = {}
-    for prompt in prompts:
-        ids = token_ids(prompt, model)
-        by_length.setdefault(len(ids), []).append((prompt, ids))
+    ids = [token_ids(prompt, model) for prompt in prompts]
     known: dict[str, dict[str, float]] = {}
-    for group in by_length.values():
-        for start in range(0, len(group), batch_size):
-            part = group[start : start + batch_size]
-            tokens = torch.tensor([ids for _, ids in part], device=model.device)
-            answers = model.logits(tokens)[:, -1].cpu().double().log_softmax(-1)
-            check_finite(answers, of_prompts(model, tokens))
-            for (prompt, ids), row in zip(part, answers, strict=True):
-                known[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
-            progress(len(known), len(prompts))
+    for group, logits in last_logits(model, ids, batch_size):
+        for i, row in zip(group, logits.log_softmax(-1), strict=True):
+            answers = _answer_ids(prompts[i], ids[i], options, model)
+            known[prompts[i]] = {text: float(row[token]) for text, token in answers.items()}
+        progress(len(known), len(prompts))
     return known
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from persona_circuits.persona.responses.journal import Journal
 from persona_circuits.persona.responses.options import Sampling
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, Said, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, EndpointError, ask
+from persona_circuits.persona.streams import grouped
 
 __all__ = ["continuations", "respond", "respond_remotely"]
 
@@ -69,11 +70,11 @@ def respond(
     ids = _prompt_ids(prompts, model)
     _check_words(wanted, prompts, ids, model)
     keys = [_digest(model, row, item.sample, how) for row, item in zip(ids, wanted, strict=True)]
-    todo = {key: (row, key) for key, row in zip(keys, ids, strict=True) if _kept(journal, key) is None}
+    todo = [(key, row) for key, row in dict(zip(keys, ids, strict=True)).items() if _kept(journal, key) is None]
     total, done = len(set(keys)), len(set(keys)) - len(todo)
-    for batch in _by_length(list(todo.values()), batch_size):
-        said = continuations(model, [row for row, _ in batch], how, keys=[key for _, key in batch])
-        for (_, key), answer in zip(batch, said, strict=True):
+    for group in grouped([len(row) for _, row in todo], batch_size):
+        batch = dict(todo[i] for i in group)
+        for key, answer in zip(batch, continuations(model, [*batch.values()], how, keys=[*batch]), strict=True):
             journal.add(key, {"text": answer.text, "finish": answer.finish, "ids": list(answer.ids)})
         done += len(batch)
         (progress or untold)(done, total)
@@ -220,14 +221,6 @@ def _check_words(
         faults += lost_differences({text: row for item, text, row in rows if bool(item.system) == with_persona}, model)
     if faults:
         raise TaskError(listed(f"these personas and questions cannot be put to {model.name}:", faults))
-
-
-def _by_length(items: Sequence[tuple[tuple[int, ...], str]], size: int) -> Iterator[list[tuple[tuple[int, ...], str]]]:
-    groups: dict[int, list[tuple[tuple[int, ...], str]]] = {}
-    for item in items:
-        groups.setdefault(len(item[0]), []).append(item)
-    for _, group in sorted(groups.items()):
-        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _digest(model: Model, ids: Sequence[int], sample: int, sampling: Sampling) -> str:

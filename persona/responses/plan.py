@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import check_least
 from persona_circuits.persona.data import FIELDS, Persona, Question, Template, load_templates
 from persona_circuits.persona.data.templates import CHAT
 from persona_circuits.persona.responses.options import Plan
@@ -89,14 +90,8 @@ def exchanges(
     Raises:
         OptionError: a count is out of range.
     """
-    for name, value, least in (
-        ("wordings", wordings, 0),
-        ("question-wordings", question_wordings, 0),
-        ("samples", samples, 1),
-        ("max-questions", 1 if max_questions is None else max_questions, 1),
-    ):
-        if value < least:
-            raise OptionError(f"{name} is {value}; it must be at least {least}")
+    plan = Plan(wordings, question_wordings, samples, max_questions)
+    check_least(plan, wordings=0, question_wordings=0, samples=1, max_questions=1)
     people = list(personas)
     if baseline and BASELINE not in {persona.name for persona in people}:
         people.insert(0, Persona(BASELINE, ("",)))

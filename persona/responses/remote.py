@@ -33,6 +33,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from persona_circuits.circuit.errors import OptionError, PersonaCircuitsError
+from persona_circuits.circuit.printable import shortened
 from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.responses.journal import Answer, Answers, Journal
 from persona_circuits.persona.responses.options import EndpointOptions
@@ -190,8 +191,8 @@ def _ask_all(
                 raise _ended(place, f"the first {len(failures)} requests all failed: {reason}", journal)
     except _Fatal as error:
         last = {key: min(end, time.monotonic() + place.options.timeout) for key, end in running.items()}
-        for key, outcome in _others(told, last, place):
-            _keep_if_answered(key, outcome, journal)
+        while last:
+            _keep_if_answered(*_next(told, last, place), journal)
         raise _ended(place, str(error), journal) from None
     finally:
         while not told.empty():
@@ -221,13 +222,6 @@ def _next(told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], pla
             return soonest, f"no whole answer within {place.options.deadline:g} s"
         if running.pop(key, None) is not None:
             return key, outcome
-
-
-def _others(
-    told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint
-) -> Iterator[tuple[str, Outcome]]:
-    while running:
-        yield _next(told, running, place)
 
 
 def _kept(key: str, outcome: Outcome, journal: Journal) -> str:
@@ -290,8 +284,7 @@ def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
 def _message(error: Any, place: Endpoint) -> str:
     """The server's own sentence without the key, on one line, and only then cut."""
     body = error.body if isinstance(error.body, dict) else {}
-    text = " ".join(place.scrubbed(str(body.get("message") or error.message)).split())
-    return text if len(text) <= 200 else text[:199] + "…"
+    return shortened(" ".join(place.scrubbed(str(body.get("message") or error.message)).split()), 200)
 
 
 def _advice(status: int) -> str:

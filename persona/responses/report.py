@@ -139,9 +139,6 @@ def read_responses(path: str | Path) -> tuple[Response, ...]:
     return tuple(responses)
 
 
-TEXTS = ("persona", "question", "user", "response")
-
-
 def _read_response(row: Any) -> Response:
     if not isinstance(row, dict):
         raise ValueError("expected an object")

@@ -44,11 +44,7 @@ class StudyOptions(PlainNumbers):
     batch_size: BatchSize = 32
 
     def checked(self) -> StudyOptions:
-        """Itself, with the least of everything where it is to be quick.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
+        """These options, the least of everything where ``quick``; an OptionError where a number is out of range."""
         check_least(self, n_resamples=1, n_random=1, max_pairs=1, steps=1, batch_size=1, frame_edges=0, seed=0)
         check_least(self, gate_edges=1, gate_steps=1, probe_every=1)
         if not 0 < self.threshold < 1 or not 0 < self.target <= 1:
