@@ -85,6 +85,12 @@ class PairMeasure:
         """Both personas lean to the same of the two declared tokens: |b| >= |D|/2."""
         return abs(self.prior) >= abs(self.divergence) / 2
 
+    def log_probs(self, side: str, order: Sequence[str], names: Sequence[str] | None = None) -> list[float]:
+        """Under persona ``a`` or ``b``, in this order of candidates; ``names`` are what the candidates stand for."""
+        values = self.log_probs_a if side == "a" else self.log_probs_b
+        by_name = dict(zip(names or self.item.candidates, values, strict=True))
+        return [by_name[name] for name in order]
+
     @property
     def low_mass(self) -> bool:
         """Under either persona the candidates hold less than a fifth of the probability."""

@@ -83,9 +83,7 @@ def _named(measure: PairMeasure) -> Item:
 
 
 def _by_option(measure: PairMeasure, options: Sequence[str], side: str) -> list[float]:
-    values = measure.log_probs_a if side == "a" else measure.log_probs_b
-    place = dict(zip(measure.item.pair.row["options"], values, strict=True))
-    return [place[option] for option in options]
+    return measure.log_probs(side, options, measure.item.pair.row["options"])
 
 
 def _margins(measure: PairMeasure, first: Item) -> list[float]:

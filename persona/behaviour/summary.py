@@ -242,9 +242,8 @@ def _persona_logits(measures: Sequence[PairMeasure]) -> torch.Tensor | None:
     by_persona: dict[str, list[list[float]]] = {}
     for measure in measures:
         pair = measure.item.pair
-        for persona, values in ((pair.persona_a, measure.log_probs_a), (pair.persona_b, measure.log_probs_b)):
-            place = dict(zip(measure.item.candidates, values, strict=True))
-            by_persona.setdefault(persona, []).append([place[text] for text in order])
+        for persona, side in ((pair.persona_a, "a"), (pair.persona_b, "b")):
+            by_persona.setdefault(persona, []).append(measure.log_probs(side, order))
     if len(by_persona) < 2 or "" in by_persona:
         return None
     means = [np.mean(by_persona[persona], axis=0).tolist() for persona in sorted(by_persona)]

@@ -64,7 +64,8 @@ def _mean(group: Sequence[PairMeasure]) -> PairMeasure:
     divergences = tuple(m.divergence for m in group)
     if len(group) == 1:
         return replace(first, row_divergences=divergences)
-    sides = torch.tensor([[_by_option(m, first.item, side) for side in "ab"] for m in group], dtype=torch.float64)
+    order = first.item.candidates
+    sides = torch.tensor([[m.log_probs(side, order) for side in "ab"] for m in group], dtype=torch.float64)
     vocabulary = float(np.mean([m.jensen_shannon_vocabulary for m in group]))
     words = mean_words([m.words for m in group])
     spreads = [m.order_spread for m in group if m.order_spread is not None]
@@ -77,12 +78,6 @@ def _mean(group: Sequence[PairMeasure]) -> PairMeasure:
         n_orders=min(m.n_orders for m in group),
         row_divergences=divergences,
     )
-
-
-def _by_option(measure: PairMeasure, like: Item, side: str) -> list[float]:
-    values = measure.log_probs_a if side == "a" else measure.log_probs_b
-    place = dict(zip(measure.item.candidates, values, strict=True))
-    return [place[option] for option in like.candidates]
 
 
 def _neutral(priors: Sequence[NeutralPrior]) -> NeutralPrior | None:
