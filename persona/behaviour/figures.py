@@ -28,7 +28,8 @@ LOOKS = {
 
 def write_collapse_figures(study: CollapseStudy, folder: Path) -> None:
     """Write ``collapse.html`` and a PNG of each figure."""
-    write_figures(collapse_figures(study), folder, page="collapse.html", title=_title(study), notes=study.notes)
+    title = f"Persona collapse: {Path(study.model).name}"
+    write_figures(collapse_figures(study), folder, page="collapse.html", title=title, notes=study.notes)
 
 
 def collapse_figures(study: CollapseStudy) -> dict[str, Chart]:
@@ -92,10 +93,6 @@ def divergence_by_placement(study: CollapseStudy) -> Chart | None:
     points = Points(f"same pair ({len(matched)})", x, y, hover=[_label(early) for early, _ in matched])
     line = Curve("no difference", ends, ends, dash="dash", colour="#000000", markers=False)
     return chart([points, line], title=title, x="persona effect (D), placed early; logits", y="the same, placed late")
-
-
-def _title(study: CollapseStudy) -> str:
-    return f"Persona collapse: {Path(study.model).name}"
 
 
 def _points(rows: Sequence[PairRow], name: str, colour: str, symbol: str) -> Points:

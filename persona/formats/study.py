@@ -161,8 +161,8 @@ class _Asking:
         """A format's row on the sample of one split."""
         rows, null = self._rows(name, split, sample)
         friend = framed(rows, ("friend",), self.model).rows if self.friend else ()
-        groups = [rows, null, friend]
-        measures = self._measures([row for some in groups for row in some], name, progress)
+        items = items_of(task_of_items([*rows, *null, *friend], f"format {name}")).items
+        measures = averaged(measure_pairs(self.model, items, batch_size=self.options.batch_size, progress=progress))
         friends = [m for m in measures if "variant" in m.item.pair.row]
         rest = [m for m in measures if "variant" not in m.item.pair.row]
         how = StudyOptions(n_resamples=self.options.n_resamples, seed=self.options.seed)
@@ -194,8 +194,7 @@ class _Asking:
         rows = [row for row in built.rows if row.get("split", split) == split]
         if not rows:
             raise TaskError(f"format {name}: no pair of split {split} is left")
-        of_split = [row for row in null if row.get("split", split) == split]
-        return rows, of_split
+        return rows, [row for row in null if row.get("split", split) == split]
 
     def sample(self, split: str) -> Sample:
         """Which personas meet in which questions: the first that the simplest format gives in this split."""
@@ -212,10 +211,6 @@ class _Asking:
         return PairOptions(
             seed=self.options.seed, max_pairs=100_000, test_share=self.options.test_share, null=null
         ).checked()
-
-    def _measures(self, rows: Sequence[Row], name: str, progress: Progress) -> tuple[PairMeasure, ...]:
-        items = items_of(task_of_items(rows, f"format {name}")).items
-        return averaged(measure_pairs(self.model, items, batch_size=self.options.batch_size, progress=progress))
 
     def _answers(self, measures: Sequence[PairMeasure]) -> tuple[list[str], float | None]:
         """Greedy answers of some pairs' clean prompts, and the share that begins with the option of the first token."""

@@ -23,7 +23,8 @@ from functools import lru_cache
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
-from persona_circuits.circuit.task import PromptPair, Reader, Span, Task, encode
+from persona_circuits.circuit.task import Reader, encode
+from persona_circuits.circuit.task.reading import task_of_items
 from persona_circuits.persona.data import (
     Persona,
     Question,
@@ -325,28 +326,7 @@ def _leaked(case: Case, wordings: tuple[int, int], options: PairOptions, tally: 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]], reader: Reader, align: str) -> None:
     """The files must pass the check that every reader of them makes; anything else is our own mistake."""
-    pairs = tuple(
-        PromptPair(
-            row["clean"],
-            row["corrupt"],
-            tuple(row["answers"]),
-            tuple(row["wrong_answers"]),
-            row["id"],
-            row["persona_a"],
-            row["persona_b"],
-            neutral=row.get("neutral", ""),
-            forms=tuple((name, tuple(some)) for name, some in row["forms"].items()) if "forms" in row else None,
-            spans=_spans(row["spans"]["clean"]),
-            corrupt_spans=_spans(row["spans"]["corrupt"]),
-            line=i,
-        )
-        for i, row in enumerate(rows, 1)
-    )
-    encode(Task(pairs, "the pairs built", ""), reader, align=align)
-
-
-def _spans(parts: Mapping[str, Mapping[str, Sequence[int]]]) -> tuple[Span, ...]:
-    return tuple(Span(name, *part["tokens"]) for name, part in parts.items())
+    encode(task_of_items(rows, "the pairs built"), reader, align=align)
 
 
 def _about(

@@ -26,6 +26,7 @@ from persona_circuits.persona.data.items import Item
 
 __all__ = ["Estimates", "Number", "Numbers", "StageNumbers", "number_rows", "slug", "with_holm"]
 
+COLUMNS = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
 Values = Sequence[float] | NDArray[Any]
 
 
@@ -50,8 +51,7 @@ class Number:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, absent ones left out."""
         values = plain(asdict(self))
-        order = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
-        return {key: values[key] for key in order if values[key] not in (None, "")}
+        return {key: values[key] for key in COLUMNS if values[key] not in (None, "")}
 
 
 Numbers = dict[str, Number]
@@ -208,8 +208,7 @@ def slug(text: object) -> str:
 
 def number_rows(numbers: Mapping[str, Number]) -> list[dict[str, Any]]:
     """A row per number for CSV, all columns in every row."""
-    columns = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
-    return [{"name": name, **{key: number.as_dict().get(key) for key in columns}} for name, number in numbers.items()]
+    return [{"name": name, **{key: number.as_dict().get(key) for key in COLUMNS}} for name, number in numbers.items()]
 
 
 def _weighted_medians(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
