@@ -23,6 +23,7 @@ from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.wordings import grouped_rows
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_mean
+from persona_circuits.persona.data.items import shared_by
 
 __all__ = ["Prediction", "Predictor", "known_elsewhere", "predicted"]
 
@@ -88,16 +89,16 @@ def predicted(measures: Sequence[PairMeasure], *, n_resamples: int = 2000, seed:
     }
     held = _held_out(pairs, n_pairs, asked, n_questions, seed)
     losses = {name: _losses(values, y, held) for name, values in features.items()}
-    personas, questions = [m.item.personas for m in rows], [m.item.question for m in rows]
+    shared = shared_by([m.item for m in rows])
 
     def mean(values: Float[np.ndarray, " row"]) -> Estimate:
-        estimate = two_way_mean(values.tolist(), personas, questions, n_resamples=n_resamples, seed=seed)
+        estimate = two_way_mean(values.tolist(), *shared, n_resamples=n_resamples, seed=seed)
         assert estimate is not None, "there are rows"
         return estimate
 
     def predictor(name: str, loss: Float[np.ndarray, " row"]) -> Predictor:
         less = losses["majority"] - loss
-        p = sign_flip(less.tolist(), personas, questions, n_resamples=n_resamples, seed=seed)
+        p = sign_flip(less.tolist(), *shared, n_resamples=n_resamples, seed=seed)
         assert p is not None, "there are rows"
         return Predictor(name, mean(loss), mean(less), p, None if name == OURS else mean(loss - losses[OURS]))
 

@@ -23,6 +23,7 @@ from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.behaviour.prediction import Prediction
 from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
 from persona_circuits.persona.data import drawn_over
+from persona_circuits.persona.data.items import shared_by
 
 __all__ = ["collapse_record", "group_table", "prediction_table", "write_collapse"]
 
@@ -72,7 +73,6 @@ def write_collapse(study: CollapseStudy, folder: str | Path) -> None:
 
 def collapse_record(study: CollapseStudy) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON."""
-    items = [row.measure.item for row in study.pairs]
     record = {
         "format": FORMAT,
         "version": 1,
@@ -84,7 +84,7 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "placement_late_minus_early": study.placement,
         "prediction": study.prediction,
         "notes": study.notes,
-        "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
+        "resampled": drawn_over(*shared_by([row.measure.item for row in study.pairs])),
         "groups": [study.overall, *study.groups, *study.controls],
         "questions": study.questions,
         "pairs": [_pair(row) for row in (*study.pairs, *study.control_pairs)],

@@ -25,6 +25,7 @@ from persona_circuits.persona.behaviour.results import (
 )
 from persona_circuits.persona.behaviour.wordings import null_divergences, usual_rows
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean
+from persona_circuits.persona.data.items import shared_by
 from persona_circuits.persona.data.words import mean_words, said
 
 __all__ = ["summarise"]
@@ -92,15 +93,9 @@ def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> 
 
 def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], options: StudyOptions) -> Estimate | None:
     """The roots of the ends of the mean square's interval."""
-    measures = [row.measure for row in paraphrases]
-    estimate = two_way_mean(
-        [value**2 for value in null],
-        [measure.item.personas for measure in measures],
-        [measure.item.question for measure in measures],
-        within=(0.0, math.inf),
-        n_resamples=options.n_resamples,
-        seed=options.seed,
-    )
+    shared = shared_by([row.measure.item for row in paraphrases])
+    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
+    estimate = two_way_mean([value**2 for value in null], *shared, within=(0.0, math.inf), **draws)
     if estimate is None:
         return None
     ends = (None if end is None else end**0.5 for end in (estimate.low, estimate.high))
@@ -160,8 +155,7 @@ def _group(
 
 def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> Summary:
     measures = [row.measure for row in rows]
-    personas = [measure.item.personas for measure in measures]
-    questions = [measure.item.question for measure in measures]
+    personas, questions = shared_by([measure.item for measure in measures])
     draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
     def mean(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
@@ -260,14 +254,9 @@ def _many_personas(logits: torch.Tensor | None) -> dict[str, float | None]:
 
 def _placement(main: Sequence[PairRow], options: StudyOptions) -> Estimate | None:
     placed = [row for row in main if row.axis("placement") in ("early", "late")]
-    return two_way_difference(
-        [row.measure.divergence for row in placed],
-        [row.axis("placement") == "late" for row in placed],
-        [row.measure.item.personas for row in placed],
-        [row.measure.item.question for row in placed],
-        n_resamples=options.n_resamples,
-        seed=options.seed,
-    )
+    d, is_late = [row.measure.divergence for row in placed], [row.axis("placement") == "late" for row in placed]
+    shared = shared_by([row.measure.item for row in placed])
+    return two_way_difference(d, is_late, *shared, n_resamples=options.n_resamples, seed=options.seed)
 
 
 def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:

@@ -40,6 +40,7 @@ __all__ = [
     "load_neutral",
     "load_unanswered",
     "neutral_prompts",
+    "shared_by",
 ]
 
 PAIRS = Kind("pair file", TaskError)
@@ -129,6 +130,11 @@ class ItemFile:
             return self
         source = f"{self.source} ({len(fit)} of {len(self.items)} pairs, that fit)"
         return replace(self, items=tuple(fit), source=source)
+
+
+def shared_by(items: Sequence[Item]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The personas and the question of each pair, by which pairs are not independent of each other."""
+    return [item.personas for item in items], [item.question for item in items]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from persona_circuits.persona.behaviour import PairMeasure
 from persona_circuits.persona.data import Estimate, two_way_mean
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.items import Item, shared_by
 from persona_circuits.persona.explanation.causal import Outcome
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.null import CausalTest, expected_agreement
@@ -115,13 +115,8 @@ def group_of(
     share = counts[most] / len(rows)
     verdict = most if share > majority else "undecided"
     agrees = [row.outcome.agrees for row in rows]
-    estimate = two_way_mean(
-        [row.measure.divergence for row in rows],
-        [row.item.personas for row in rows],
-        [row.item.question for row in rows],
-        n_resamples=n_resamples,
-        seed=seed,
-    )
+    d, shared = [row.measure.divergence for row in rows], shared_by([row.item for row in rows])
+    estimate = two_way_mean(d, *shared, n_resamples=n_resamples, seed=seed)
     assert estimate is not None, "a group has pairs"
     return Group(
         by=key,

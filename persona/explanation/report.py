@@ -19,6 +19,7 @@ from typing import Any
 from persona_circuits.circuit.figures import picked, plain, write_csv
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import drawn_over
+from persona_circuits.persona.data.items import shared_by
 from persona_circuits.persona.explanation.calibration import CLAIMS, STRENGTHS, Cut
 from persona_circuits.persona.explanation.calibration_file import calibration_record
 from persona_circuits.persona.explanation.figures import write_explain_figures
@@ -65,7 +66,7 @@ def write_explanation(found: Explanation, folder: str | Path) -> None:
 
 def explain_record(found: Explanation) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON."""
-    thresholds, items = asdict(found.thresholds), [row.item for row in found.pairs]
+    thresholds = asdict(found.thresholds)
     about = {"source": thresholds.pop("source"), "sha256": thresholds.pop("sha256"), "values": thresholds}
     return plain(
         {
@@ -78,7 +79,7 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             **picked(found, "null", "tests", "rates"),
             "calibration": None if found.calibration is None else calibration_record(found.calibration),
             "notes": found.notes,
-            "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
+            "resampled": drawn_over(*shared_by([row.item for row in found.pairs])),
             "agreement": found.agreement,
             "groups": [
                 {"headline": group.headline, **asdict(group)}

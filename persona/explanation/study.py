@@ -28,7 +28,7 @@ from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Task, encode, without_forms
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_rows, measure_pairs, pooled, usual_rows
 from persona_circuits.persona.data import ItemFile, clusters_of
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.items import Item, shared_by
 from persona_circuits.persona.explanation.calibration import (
     Calibration,
     Rate,
@@ -329,9 +329,7 @@ def _summed(
         agreement=agreement(
             [str(row.expected) for row in judged],
             [row.verdict.name for row in judged],
-            clusters=clusters_of([row.item.personas for row in judged], [row.item.question for row in judged])
-            if judged
-            else None,
+            clusters=clusters_of(*shared_by([row.item for row in judged])) if judged else None,
             n_permutations=options.n_resamples,
             seed=options.seed,
         ),

@@ -22,7 +22,7 @@ from persona_circuits.circuit.evaluation.hypothesis import holm
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.statistics import Clusters, interval, weighted_mean
 from persona_circuits.persona.data import sign_flip
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.items import Item, shared_by
 
 __all__ = ["Estimates", "Number", "Numbers", "StageNumbers", "number_rows", "slug", "with_holm"]
 
@@ -160,8 +160,7 @@ class Estimates:
         x = np.asarray(values, dtype=np.float64)
         known = np.isfinite(x)
         items = [item for item, is_known in zip(self.items, known, strict=True) if is_known]
-        names = [item.personas for item in items], [item.question for item in items]
-        return sign_flip(x[known].tolist(), *names, n_resamples=self.n_resamples, seed=self.seed)
+        return sign_flip(x[known].tolist(), *shared_by(items), n_resamples=self.n_resamples, seed=self.seed)
 
     def _median(
         self, values: Values, first: Bool[np.ndarray, " pair"], other: Bool[np.ndarray, " pair"] | None
