@@ -87,8 +87,8 @@ def predicted(measures: Sequence[PairMeasure], *, n_resamples: int = 2000, seed:
         "format": _formats(rows),
         "majority": np.zeros((len(rows), 0)),
     }
-    held = _held_out(pairs, n_pairs, asked, n_questions, seed)
-    losses = {name: _losses(values, y, held) for name, values in features.items()}
+    folds = _held_out(pairs, n_pairs, asked, n_questions, seed)
+    losses = {name: _losses(values, y, folds) for name, values in features.items()}
     shared = shared_by([m.item for m in rows])
 
     def mean(values: Float[np.ndarray, " row"]) -> Estimate:
@@ -171,10 +171,10 @@ def _held_out(
 def _losses(
     x: Float[np.ndarray, "row feature"],
     y: Bool[np.ndarray, " row"],
-    held: Sequence[tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]],
+    folds: Sequence[tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]],
 ) -> Float[np.ndarray, " row"]:
     losses = np.zeros(len(y))
-    for fit, test in held:
+    for fit, test in folds:
         share = _probability(x[fit], y[fit], x[test])
         losses[test] = -np.log(np.where(y[test], share, 1 - share))
     return losses

@@ -145,7 +145,7 @@ def examples_of(
     chosen = items.of_split(split)
     if not takes_forms or tokens is not None:
         without_forms((item.pair for item in chosen.items), "this command" if tokens is None else "--tokens")
-    wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
+    wordings = {(persona.name, text): str(i) for persona in personas for i, text in enumerate(persona.wordings)}
     faults: list[str] = []
     fit: list[Item] = []
     examples: list[Example] = []

@@ -140,7 +140,7 @@ def _patching(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     for layer in _inner_layers(model.graph.n_layers, thresholds.patched_layers):
         for name, marked in _patched_places(both).items():
             logits = _exchanged(model, both, layer, marked)
-            chosen = zip(*(_choices(each, items) for each in logits), strict=True)
+            chosen = zip(*(_choices(values, items) for values in logits), strict=True)
             for i, (new, share) in enumerate(zip(chosen, _persistence(both, logits[1]), strict=True)):
                 place = f"{name} at {layer}"
                 shares[i][f"P {place}"] = share
@@ -231,9 +231,9 @@ def _without(
     """D where the chosen nodes write the mean of both runs at the answer."""
     removed = Removed(chosen.to(mean.device), mean)
     logits = []
-    for run, held in zip(both.runs, before, strict=True):
+    for run, prefix in zip(both.runs, before, strict=True):
         start = run.streams[0][:, -1:] + removed.shift(slice(0, 1), run.contributions[:1, :, -1])[:, None]
-        logits.append(replay(model, start, run.context, removed=removed, before=held))
+        logits.append(replay(model, start, run.context, removed=removed, before=prefix))
     return _divergence(both, logits)
 
 
@@ -288,9 +288,9 @@ def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
                     run.streams[layer][:, -1:] + sign * size * push[:, None],
                     run.context,
                     layer=layer,
-                    before=held,
+                    before=prefix,
                 )
-                for run, held, sign in zip(both.runs, before, (1, -1), strict=True)
+                for run, prefix, sign in zip(both.runs, before, (1, -1), strict=True)
             ]
             out[here] = _divergence(both, logits)[here]
     return [
@@ -320,7 +320,7 @@ def _pushed(stream: Float[Tensor, "batch pos d_model"], push: Float[Tensor, "bat
 
 
 def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]:
-    a, b = (margins(each, both.batch) for each in logits)
+    a, b = (margins(values, both.batch) for values in logits)
     d = metrics.persona_divergence(a, b).double().cpu()
     check_finite(d, both.batch.name, "margins")
     return d
@@ -335,7 +335,7 @@ def _choices(logits: Float[Tensor, "batch vocab"], items: Sequence[Asked]) -> li
 
 
 def _apart(logits: Sequence[Tensor], items: Sequence[Asked]) -> list[bool]:
-    a, b = (_choices(each, items) for each in logits)
+    a, b = (_choices(values, items) for values in logits)
     return [x != y for x, y in zip(a, b, strict=True)]
 
 

@@ -122,13 +122,13 @@ class _Spread:
     def __init__(self, n_layers: int, d_model: int, known: Mapping[str, NDArray[np.float64]]) -> None:
         n = len(PLACES)
         sizes = {"sums": (n, n_layers, d_model), "squares": (n, n_layers), "counts": (n,)}
-        begun = {name: known.get(name, np.zeros(size)) for name, size in sizes.items()}
-        self.sums, self.squares, self.counts = (torch.from_numpy(array.copy()) for array in begun.values())
+        arrays = {name: known.get(name, np.zeros(size)) for name, size in sizes.items()}
+        self.sums, self.squares, self.counts = (torch.from_numpy(array.copy()) for array in arrays.values())
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """The sums so far."""
-        named = {"sums": self.sums, "squares": self.squares, "counts": self.counts}
-        return {name: value.numpy().copy() for name, value in named.items()}
+        arrays = {"sums": self.sums, "squares": self.squares, "counts": self.counts}
+        return {name: value.numpy().copy() for name, value in arrays.items()}
 
     def add(self, both: Both) -> None:
         for place, marked in enumerate(_places(both)):

@@ -50,15 +50,15 @@ class CausalTest:
 
 
 def null_of(
-    measures: Sequence[PairMeasure], seen: Sequence[Inside], thresholds: Thresholds, *, n_rows: int = 1
+    measures: Sequence[PairMeasure], insides: Sequence[Inside], thresholds: Thresholds, *, n_rows: int = 1
 ) -> Null:
     """The null of the paraphrases among these; sigma_0 of means over ``n_rows`` where several rows were averaged."""
     places = [place for place, measure in enumerate(measures) if measure.item.control == PARAPHRASE]
     if not places:
         return Null()
     d = torch.tensor(null_divergences([measures[place] for place in places], n_rows), dtype=torch.float64)
-    signals = [seen[place].most("answer") for place in places]
-    sides = [seen[place].stronger_side for place in places]
+    signals = [insides[place].most("answer") for place in places]
+    sides = [insides[place].stronger_side for place in places]
     quantiles = (float(np.quantile(values, thresholds.null_share, method="higher")) for values in (signals, sides))
     return Null(len(places), metrics.paraphrase_null(d).item(), *quantiles)
 

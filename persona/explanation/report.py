@@ -127,20 +127,20 @@ def rate_table(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...
     Rates are means over persona pairs, ``at most`` is the upper limit of 95 %. ``promise`` is the most that holds for
     a further persona pair like those that the calibration was set on.
     """
-    made, rows = found.calibration, []
+    calibration, rows = found.calibration, []
     kinds = [rate.kind for rate in found.rates if rate.verdict == CLAIMS[0]]
-    for name in CLAIMS if found.rates or made else ():
+    for name in CLAIMS if found.rates or calibration else ():
         own = {rate.kind: rate for rate in found.rates if rate.verdict == name}
         rows.append(
             (
-                name if made is None or made.gives(name) else f"{name}: not given",
-                *(() if made is None else _cut_cells(name, made.cuts[name])),
+                name if calibration is None or calibration.gives(name) else f"{name}: not given",
+                *(() if calibration is None else _cut_cells(name, calibration.cuts[name])),
                 *(f"{own[kind].pairs} of {own[kind].n}" for kind in kinds),
                 *((f"{own['all'].share:.3f}", f"{own['all'].upper:.3f}") if own else ()),
             )
         )
-    columns = ("verdict", *(("from", "promise") if made else ()), *kinds, *(("rate", "at most") if kinds else ()))
-    return columns, rows
+    promised, rated = ("from", "promise") if calibration else (), ("rate", "at most") if kinds else ()
+    return ("verdict", *promised, *kinds, *rated), rows
 
 
 def _cut_cells(name: str, cut: Cut) -> tuple[str, str]:

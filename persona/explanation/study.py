@@ -132,9 +132,9 @@ def explain(
     items = (*chosen.items, *more)
     source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
     without_forms((item.pair for item in items), "explain")
-    begun = time.monotonic()
+    started = time.monotonic()
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
-    asking = time.monotonic() - begun
+    asking = time.monotonic() - started
     stage = first_told(stage, "with all tests", asking * beyond_asking(items, causal=options.causal))
     rows = encode(Task(tuple(item.pair.bare() for item in items), source, ""), model)
     half = _training_half(calibration, items, model, thresholds, options)
@@ -143,12 +143,12 @@ def explain(
     )
     with Kept(state, search) as kept:
         progress = stage("looking inside")
-        seen = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
+        insides = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
         groups = grouped_rows(items) if options.average else [(place,) for place in range(len(items))]
-        several = [[Asking(rows[i], measures[i], seen[i]) for i in group] for group in groups]
+        askings = [[Asking(rows[i], measures[i], insides[i]) for i in group] for group in groups]
         judged, null = _all_judged(
             pooled(measures) if options.average else measures,
-            [mean_inside([row.inside for row in group]) for group in several],
+            [mean_inside([row.inside for row in group]) for group in askings],
             calibration,
             half,
             thresholds,
@@ -157,11 +157,11 @@ def explain(
         how: dict[str, Any] = {"thresholds": thresholds, "batch_size": options.batch_size, "kept": kept}
         restored = thresholds.restored(null.sigma_0)
         run = partial(run_test, model, **how)
-        done, tests = tested(run, model, judged, several, restored, stage, causal=options.causal)
+        done, tests = tested(run, model, judged, askings, restored, stage, causal=options.causal)
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    done, rates, made = _with_calibration(calibration, half, done, null, model, thresholds, options)
+    done, rates, fitted = _with_calibration(calibration, half, done, null, model, thresholds, options)
     summed = _summed(model, done, null, tests, thresholds, options, sources)
-    return replace(summed, rates=rates, calibration=made)
+    return replace(summed, rates=rates, calibration=fitted)
 
 
 def beyond_asking(items: Sequence[Item], *, causal: bool = True) -> float:
@@ -186,9 +186,9 @@ def _training_half(
             raise OptionError("a new calibration is set on controls, and there are none; give them with --null")
         return half
     run = (model.fingerprint, thresholds.sha256, options.average, options.causal)
-    made = (calibration.fingerprint, calibration.thresholds, calibration.average, calibration.causal)
+    stored = (calibration.fingerprint, calibration.thresholds, calibration.average, calibration.causal)
     names = ("another model", "other thresholds", "another --average", "another --causal")
-    if differ := [name for name, a, b in zip(names, run, made, strict=True) if a != b]:
+    if differ := [name for name, a, b in zip(names, run, stored, strict=True) if a != b]:
         raise OptionError(
             f"calibration {calibration.source} is of {' and '.join(differ)} than this run; give the same, or the name "
             "of a new file to set one"
@@ -198,7 +198,7 @@ def _training_half(
 
 def _all_judged(
     measures: Sequence[PairMeasure],
-    seen: Sequence[Inside],
+    insides: Sequence[Inside],
     calibration: Calibration | Literal["new"] | None,
     half: frozenset[str],
     thresholds: Thresholds,
@@ -209,10 +209,10 @@ def _all_judged(
         null = calibration.null
     else:
         own = [i for i, measure in enumerate(measures) if calibration is None or cluster_of(measure.item) in half]
-        null = null_of([measures[i] for i in own], [seen[i] for i in own], thresholds, n_rows=usual_rows(measures))
+        null = null_of([measures[i] for i in own], [insides[i] for i in own], thresholds, n_rows=usual_rows(measures))
     judged = [
         _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
-        for measure, inside in zip(measures, seen, strict=True)
+        for measure, inside in zip(measures, insides, strict=True)
     ]
     return judged, null
 

@@ -53,10 +53,10 @@ class Agreement:
 
 def expected_of(keys: Mapping[str, Any]) -> str | None:
     """The class that a row of a pair file expects; None where the row does not say, or is a paraphrase control."""
-    said = keys.get("generator")
-    if not isinstance(said, Mapping) or keys.get("control") == "paraphrase":
+    generator = keys.get("generator")
+    if not isinstance(generator, Mapping) or keys.get("control") == "paraphrase":
         return None
-    d, collapses = said.get("divergence"), said.get("collapses")
+    d, collapses = generator.get("divergence"), generator.get("collapses")
     if isinstance(d, bool) or not isinstance(d, int | float) or not isinstance(collapses, bool):
         return None
     if abs(d) < ZERO:

@@ -89,11 +89,11 @@ def study_formats(
         TaskError: no format can be put to this model.
     """
     options = (options or FormatOptions()).checked()
-    told = stage or (lambda _: untold)
+    stages = stage or (lambda _: untold)
     ask = _Asking(model, tuple(personas), tuple(questions), contrast, options)
-    study = ask.study(told)
+    study = ask.study(stages)
     try:
-        held_out = ask.measured(study.best, "test", ask.sample("test"), told(f"{study.best}, held out"))
+        held_out = ask.measured(study.best, "test", ask.sample("test"), stages(f"{study.best}, held out"))
     except TaskError:
         return study
     return replace(study, held_out=held_out)
@@ -141,14 +141,14 @@ class _Asking:
     options: FormatOptions
     friend: bool = True
 
-    def study(self, told: Callable[[str], Progress]) -> FormatStudy:
+    def study(self, stages: Callable[[str], Progress]) -> FormatStudy:
         """Every format on the training sample."""
         sample = self.sample("train")
         rows: list[FormatRow] = []
         skipped: dict[str, str] = {}
         for name in self.options.chosen:
             try:
-                rows.append(self.measured(name, "train", sample, told(f"format {name}")))
+                rows.append(self.measured(name, "train", sample, stages(f"format {name}")))
             except (OptionError, TaskError) as error:
                 skipped[name] = str(error).splitlines()[0]
         if not rows:
@@ -215,13 +215,13 @@ class _Asking:
     def _answers(self, measures: Sequence[PairMeasure]) -> tuple[list[str], float | None]:
         """Greedy answers of some pairs' clean prompts, and the share that begins with the option of the first token."""
         sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-        said, same = [], []
+        answers, agree = [], []
         for measure in measures[: self.options.n_answers]:
             pair = measure.item.pair
             answer = continuations(self.model, [token_ids(pair.clean, self.model)], sampling, keys=[pair.id])[0].text
-            said.append(answer)
-            same.append(_names(answer, _first_choice(measure)))
-        return said, float(np.mean(same)) if same else None
+            answers.append(answer)
+            agree.append(_names(answer, _first_choice(measure)))
+        return answers, float(np.mean(agree)) if agree else None
 
 
 def _first_choice(measure: PairMeasure) -> str:

@@ -120,7 +120,7 @@ def _side(model: Model, row: Row, turn: int) -> _Side:
     places = torch.arange(len(ids), device=model.device)[None]
     seen = trace(model, tokens, places, with_parts=True)
     assert seen.parts is not None
-    answers, wrong = (torch.tensor([list(each)], device=model.device) for each in (row.answers, row.wrong_answers))
+    answers, wrong = (torch.tensor([list(texts)], device=model.device) for texts in (row.answers, row.wrong_answers))
     reader = read_out(model, seen.streams[-1, :, -1], answers, wrong)[0]
     return _Side(ids, seen.streams[:, 0], seen.parts[:, 0], reader)
 

@@ -116,12 +116,12 @@ def ask_model(
     training = training_meetings(met, options)
     trained = {person.name for pair in training for person in pair}
     places = {q.id: _place(q, options.seed) for q in several}
-    said: list[Words] = []
+    top: list[Words] = []
     declared: list[Question] = []
     for done, question in enumerate(several, 1):
         prompts = [_prompt(person, question, places[question.id], template) for person in people]
         logits = _last(model, prompts)
-        said += [top_words(row, model.tokenizer) for row in logits]
+        top += [top_words(row, model.tokenizer) for row in logits]
         rest = [i for i in range(len(question.wordings)) if i != places[question.id]]
         if mine:
             tables = _tables(model, prompts, logits)
@@ -138,7 +138,7 @@ def ask_model(
     pairs = frozenset((a.name, b.name) for a, b in training) if mine else frozenset()
     asked = {q.id: q.wordings[places[q.id]] for q in several}
     left_out = tuple(q.id for q in questions if q.id not in asked)
-    return AskedModel(tuple(q for q in declared if len(q.options) > 1), mean_words(said), asked, pairs, mine, left_out)
+    return AskedModel(tuple(q for q in declared if len(q.options) > 1), mean_words(top), asked, pairs, mine, left_out)
 
 
 def joined_candidates(tables: Sequence[Mapping[str, float]], n: int = N_MINED) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def _tables(model: Model, prompts: Sequence[str], logits: Sequence[Tensor]) -> l
     """Per prompt: the probability of each word that may be a candidate, at once or after the likeliest article."""
     firsts = [top_words(row, model.tokenizer, N_FIRST) for row in logits]
     articles = [_likeliest_article(words) for words in firsts]
-    longer = [prompt + said for prompt, (said, _) in zip(prompts, articles, strict=True)]
+    longer = [prompt + article for prompt, (article, _) in zip(prompts, articles, strict=True)]
     nexts = [top_words(row, model.tokenizer, N_FIRST) for row in _last(model, longer)]
     tables = []
     for words, (_, share), behind in zip(firsts, articles, nexts, strict=True):

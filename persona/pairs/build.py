@@ -109,13 +109,13 @@ def build_pairs(
     how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed, forms=options.forms)
     neutral = neutrals(neutral_wordings, nobody, reader) if options.neutral else None
     make = _Maker(how, options, neutral, tally)
-    made = tuple(pair for split in splits for pair in _filled(split, templates, options, make, tally, only))
-    if not made:
+    pairs = tuple(pair for split in splits for pair in _filled(split, templates, options, make, tally, only))
+    if not pairs:
         headline = f"no pair is left of {sum(tally.counts.values())} combination(s) of personas, question and template:"
         raise TaskError(listed(headline, tally.lines(REASONS)))
-    made, held_out = _without_lone_split(made, splits, statement)
-    null = null_pairs(made, how) if options.null else None
-    rows = tuple(dict(pair.row) for pair in made)
+    pairs, held_out = _without_lone_split(pairs, splits, statement)
+    null = null_pairs(pairs, how) if options.null else None
+    rows = tuple(dict(pair.row) for pair in pairs)
     _check_rows([*rows, *(null.rows if null else ())], reader, options.align)
     about = _about(reader, templates, options, held_out, personas, tally)
     return Built(rows, tally.dropped(), about, null)
@@ -139,7 +139,7 @@ def _filled(
     only: Collection[tuple[str, str, str]] | None,
 ) -> Iterator[Made]:
     """The pairs of a split: in turn one pair of each question and template, until the quota is met."""
-    made: dict[str, int] = {}
+    counts: dict[str, int] = {}
     rows = 0
     left = len(templates) * len(split.asked) * len(split.meetings)
     for meeting, question, indices, template in in_turn(split, templates, options.seed):
@@ -149,7 +149,7 @@ def _filled(
         left -= 1
         if only is not None and (meeting[0].name, meeting[1].name, question.id) not in only:
             continue
-        if options.per_question and made.get(question.id, 0) >= options.per_question:
+        if options.per_question and counts.get(question.id, 0) >= options.per_question:
             tally.skip("beyond --per-question", 1)
             continue
         try:
@@ -159,7 +159,7 @@ def _filled(
             tally.drop(drop.reason, f"{names}: {drop.detail}" if drop.detail else names)
             continue
         tally.tried += 1
-        made[question.id], rows = made.get(question.id, 0) + 1, rows + len(several)
+        counts[question.id], rows = counts.get(question.id, 0) + 1, rows + len(several)
         for pair in several:
             yield Made(pair.case, {**pair.row, **({"split": split.name} if split.name else {})})
 
@@ -172,13 +172,13 @@ def _between(splits: Sequence[Split], met: Sequence[Any], questions: Sequence[Qu
 
 
 def _without_lone_split(
-    made: tuple[Made, ...], splits: Sequence[Split], statement: Mapping[str, Any]
+    pairs: tuple[Made, ...], splits: Sequence[Split], statement: Mapping[str, Any]
 ) -> tuple[tuple[Made, ...], Mapping[str, Any]]:
     """Where one of two splits came out empty, no split is named: half a division would be none."""
-    empty = [split.name for split in splits if not any(pair.row.get("split", "") == split.name for pair in made)]
+    empty = [split.name for split in splits if not any(pair.row.get("split", "") == split.name for pair in pairs)]
     if not empty:
-        return made, statement
-    bare = tuple(Made(pair.case, {key: value for key, value in pair.row.items() if key != "split"}) for pair in made)
+        return pairs, statement
+    bare = tuple(Made(pair.case, {key: value for key, value in pair.row.items() if key != "split"}) for pair in pairs)
     return bare, {**statement, "held_out": f"nothing: no pair was left for {empty[0]}, so no split is named"}
 
 
@@ -244,8 +244,8 @@ def _in_turns(indices: Sequence[int], rng: random.Random) -> list[int]:
     return [*indices[start:], *indices[:start]]
 
 
-def _had(made: Sequence[Made]) -> Had:
-    rows = [pair.row for pair in made]
+def _had(pairs: Sequence[Made]) -> Had:
+    rows = [pair.row for pair in pairs]
     return [(row["wording"], row["wording_a"], row["wording_b"]) for row in rows if row.get("order", 0) == 0]
 
 
@@ -306,7 +306,7 @@ def _candidates(
     for note in fitting.notes:
         tally.note("left_out", f"{question.id}: {note}", question.id)
     texts = {text.strip(): text for text in fitting.ids}
-    listed_options = [texts[said] for said in shown.values() if said in texts]
+    listed_options = [texts[option] for option in shown.values() if option in texts]
     return listed_options, (texts[answers[0]], texts[answers[1]]), fitting.key()
 
 

@@ -52,18 +52,18 @@ def surface_forms(
     >>> surface_forms("B", letters=True)
     (' B', 'B')
     """
-    said = [word] if letters else [form for text in (word, *synonyms) for form in _written(text)]
+    forms = [word] if letters else [form for text in (word, *synonyms) for form in _written(text)]
     other = "" if lead else " "
-    return tuple(dict.fromkeys(f"{space}{text}" for space in (lead, other) for text in said))
+    return tuple(dict.fromkeys(f"{space}{text}" for space in (lead, other) for text in forms))
 
 
 def _written(text: str) -> list[str]:
     article = "an" if text[:1].lower() in "aeiou" else "a"
-    said = [text]
+    texts = [text]
     if text.lower().split(" ")[0] not in ARTICLES:
-        said += [f"{article} {text}", f"the {text}"]
-        said += [f"{before}{plural}" for plural in _plural(text) for before in ("", "the ")]
-    return [form for base in said for form in (base, base[:1].upper() + base[1:])]
+        texts += [f"{article} {text}", f"the {text}"]
+        texts += [f"{before}{plural}" for plural in _plural(text) for before in ("", "the ")]
+    return [form for base in texts for form in (base, base[:1].upper() + base[1:])]
 
 
 def _plural(text: str) -> list[str]:

@@ -69,29 +69,29 @@ def framed(
         raise OptionError(f"--frame {unknown[0]!r} is not one of {', '.join(FRAMES)}")
     if "again" in frames and not personas:
         raise OptionError("--frame again says a persona in its other words: give the personas' file with --personas")
-    others = {persona.name: persona.wordings for persona in personas}
-    variants = partial(_in_frames, frames=tuple(frames), reader=reader, others=others)
+    paraphrases = {persona.name: persona.wordings for persona in personas}
+    variants = partial(_in_frames, frames=tuple(frames), reader=reader, paraphrases=paraphrases)
     return varied(rows_of(pairs, split), variants, "no pair is left in every frame:")
 
 
 def _in_frames(
-    row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader, others: Mapping[str, Sequence[str]]
+    row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader, paraphrases: Mapping[str, Sequence[str]]
 ) -> list[Mapping[str, Any]]:
     personas = _personas(row)
     voice, places = _begins(row, personas)
     ways = {
         frame: [
-            tuple(_with(row[side], place, said) for side, place in zip(SIDES, places, strict=True))
-            for said in SAID[voice][frame]
+            tuple(_with(row[side], place, words) for side, place in zip(SIDES, places, strict=True))
+            for words in SAID[voice][frame]
         ]
         for frame in frames
         if frame != "again"
     }
     if "again" in frames:
-        ways["again"] = _again(row, personas, voice, others, reader)
-    chosen, alike = _matched([ways[frame] for frame in frames], reader)
+        ways["again"] = _again(row, personas, voice, paraphrases, reader)
+    chosen, matched = _matched([ways[frame] for frame in frames], reader)
     return [
-        {**checked_row(row, frame, texts, reader), "frame_matched": alike}
+        {**checked_row(row, frame, texts, reader), "frame_matched": matched}
         for frame, texts in zip(frames, chosen, strict=True)
     ]
 
@@ -100,12 +100,12 @@ def _again(
     row: Mapping[str, Any], personas: tuple[Span, Span], voice: str, others: Mapping[str, Sequence[str]], reader: Reader
 ) -> list[tuple[str, ...]]:
     """The pair with both personas in other words, of one length: all ways to do so."""
-    said = []
+    prompts = []
     for side, key, (start, end) in zip(SIDES, ("persona_a", "persona_b"), personas, strict=True):
         own = row[side][start:end]
         texts = [first_person(text) if voice == "first" else text for text in others.get(row.get(key, ""), ())]
-        said.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
-    ways = [sides for sides in product(*said) if len({len(token_ids(text, reader)) for text in sides}) == 1]
+        prompts.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
+    ways = [sides for sides in product(*prompts) if len({len(token_ids(text, reader)) for text in sides}) == 1]
     if not ways:
         raise Unfit("again: its personas have no other paraphrases of one length")
     return ways
@@ -134,8 +134,8 @@ def _begins(row: Mapping[str, Any], personas: tuple[Span, Span]) -> tuple[str, t
     raise Unfit("a persona's text does not begin with 'You are' or 'I am'")
 
 
-def _with(text: str, place: tuple[int, int], said: str) -> str:
-    return text[: place[0]] + said + text[place[1] :]
+def _with(text: str, place: tuple[int, int], words: str) -> str:
+    return text[: place[0]] + words + text[place[1] :]
 
 
 def _matched(ways: Sequence[Sequence[tuple[str, ...]]], reader: Reader) -> tuple[tuple[tuple[str, ...], ...], bool]:

@@ -91,9 +91,9 @@ class Case:
         own = None if style.own_cue else self.question.cue_of(self.index)
         if own is None and style.needs_cue:
             raise Drop("no cue", self.question.id)
-        said = first_person(wording) if style.first_person else wording
+        persona = first_person(wording) if style.first_person else wording
         cue = self.template.cue if own is None else own
-        values = (said, self.filler, asked, listing(self.question.options, style), cue)
+        values = (persona, self.filler, asked, listing(self.question.options, style), cue)
         return self.template.render(dict(zip(FIELDS, values, strict=True)))
 
     def about_order(self, name: str, options: Sequence[str]) -> dict[str, Any]:

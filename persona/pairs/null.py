@@ -53,20 +53,20 @@ class NullPairs:
         }
 
 
-def null_pairs(made: Sequence[Made], setting: Setting) -> NullPairs:
+def null_pairs(pairs: Sequence[Made], setting: Setting) -> NullPairs:
     """The null pairs of these pairs; none at all where no persona has two paraphrases that fit."""
     kinds = KINDS if setting.align == "right" else KINDS[:1]
-    others = cycle([known for pair in made if (known := _gap(pair.row))] or [None])
+    gaps = cycle([known for pair in pairs if (known := _gap(pair.row))] or [None])
     log = _Log()
-    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_asked, made)))}
-    for pair in made:
+    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_asked, pairs)))}
+    for pair in pairs:
         turn = turns[_asked(pair)]
         for kind in kinds:
-            gap: int | None = 0 if kind == "equal" else _gap(pair.row) or next(others)
+            gap: int | None = 0 if kind == "equal" else _gap(pair.row) or next(gaps)
             drawn = _drawn(pair, turn, gap, kind, setting)
             if not any(log.take(persona, kind, rows) for persona, rows in drawn):
                 log.missing[kind] = log.missing.get(kind, 0) + 1
-    return NullPairs(tuple(log.rows), log.missing, _without(made, kinds, log))
+    return NullPairs(tuple(log.rows), log.missing, _without(pairs, kinds, log))
 
 
 def _asked(pair: Made) -> tuple[str, ...]:
@@ -113,9 +113,9 @@ class _Log:
         return False
 
 
-def _without(made: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str, tuple[str, ...]]:
+def _without(pairs: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str, tuple[str, ...]]:
     """The personas that were asked for null pairs and have no paraphrases for them, by what they lack."""
-    met = {persona.name: len(persona.wordings) for pair in made for persona in (pair.case.a, pair.case.b)}
+    met = {persona.name: len(persona.wordings) for pair in pairs for persona in (pair.case.a, pair.case.b)}
     lacking = {"a second paraphrase": tuple(name for name, n in met.items() if n < 2)}
     for kind in kinds:
         never = (name for name, n in met.items() if n > 1 and log.found.get((name, kind)) is False)

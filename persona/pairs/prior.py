@@ -159,12 +159,12 @@ def _chosen(met: Sequence[list[tuple[Asked, Asked]]], options: PriorOptions, tal
     rng = random.Random(f"{options.seed}/prior")
     queues = [rng.sample(meetings, len(meetings)) for meetings in met]
     rng.shuffle(queues)
-    made: dict[str, int] = {}
+    counts: dict[str, int] = {}
     used: set[tuple[str, ...]] = set()
     while queues := [queue for queue in queues if queue]:
         for queue in queues:
             first, second = queue.pop()
-            if made.get(first.split, 0) + 2 > options.max_pairs:
+            if counts.get(first.split, 0) + 2 > options.max_pairs:
                 queue.clear()
                 continue
             try:
@@ -173,7 +173,7 @@ def _chosen(met: Sequence[list[tuple[Asked, Asked]]], options: PriorOptions, tal
                 names = f"{' and '.join(first.personas)}: {first.question} and {second.question}"
                 tally.drop(drop.reason, f"{names}{f', {drop.detail}' if drop.detail else ''}")
                 continue
-            made[first.split] = made.get(first.split, 0) + len(rows)
+            counts[first.split] = counts.get(first.split, 0) + len(rows)
             used |= {(row["clean"], row["corrupt"]) for row in rows}
             yield from rows
 

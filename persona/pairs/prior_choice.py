@@ -138,7 +138,7 @@ def _starts(pair: PromptPair, clean: Sequence[int], corrupt: Sequence[int]) -> t
     spans = [next((s.start for s in side if s.name == "question"), None) for side in (pair.spans, pair.corrupt_spans)]
     if spans[0] is not None and spans[1] is not None:
         return spans[0], spans[1]
-    same = 0
-    while same < min(len(clean), len(corrupt)) and clean[-1 - same] == corrupt[-1 - same]:
-        same += 1
-    return len(clean) - same, len(corrupt) - same
+    shared = 0
+    while shared < min(len(clean), len(corrupt)) and clean[-1 - shared] == corrupt[-1 - shared]:
+        shared += 1
+    return len(clean) - shared, len(corrupt) - shared

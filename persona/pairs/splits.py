@@ -144,17 +144,17 @@ def _divided_questions(
     for question in questions:
         if len(question.wordings) > 1:
             places = range(len(question.wordings))
-            kept, held = _divided(places, [True] * len(places), share, f"{seed}/wordings/{question.id}")
+            kept, held_out = _divided(places, [True] * len(places), share, f"{seed}/wordings/{question.id}")
             if question.held_out is not None:
-                kept, held = [i for i in places if i != question.held_out], [question.held_out]
+                kept, held_out = [i for i in places if i != question.held_out], [question.held_out]
             train.append((question, tuple(kept)))
-            test.append((question, tuple(held)))
+            test.append((question, tuple(held_out)))
     return train, test
 
 
 def _statement(splits: Sequence[Split], shared: tuple[bool, bool], share: float) -> dict[str, Any]:
-    who = "the one persona pair is in both" if shared[0] else "persona pairs (a persona may be in both)"
-    what = "the one question wording is in both" if shared[1] else "question wordings"
+    personas = "the one persona pair is in both" if shared[0] else "persona pairs (a persona may be in both)"
+    questions = "the one question wording is in both" if shared[1] else "question wordings"
     counts = {
         split.name: {
             "persona_pairs": len(split.meetings),
@@ -163,4 +163,4 @@ def _statement(splits: Sequence[Split], shared: tuple[bool, bool], share: float)
         }
         for split in splits
     }
-    return {"test_share": share, "held_out": f"{who}; {what}", **counts}
+    return {"test_share": share, "held_out": f"{personas}; {questions}", **counts}

@@ -161,7 +161,7 @@ def continuations(
     draws = np.stack([_uniform(key, steps) for key in keys])
     ends = _end_ids(model)
     rows: list[list[int]] = [[] for _ in prompts]
-    said: list[Said | None] = [None] * len(prompts)
+    results: list[Said | None] = [None] * len(prompts)
     tokens, past, first = torch.tensor([list(row) for row in prompts], device=model.device), None, 0
     for step in range(steps):
         with changed(first) if changed else contextlib.nullcontext():
@@ -169,17 +169,17 @@ def continuations(
         first += tokens.shape[1]
         chosen = _drawn(logits, draws[:, step], sampling)
         for i, token in enumerate(chosen):
-            if said[i] is not None:
+            if results[i] is not None:
                 continue
             if token in ends:
-                said[i] = Said(tuple(rows[i]), model.tokenizer.decode(rows[i]), "stop")
+                results[i] = Said(tuple(rows[i]), model.tokenizer.decode(rows[i]), "stop")
             else:
                 rows[i].append(token)
-                said[i] = _stopped(rows[i], sampling.stop, model.tokenizer)
-        if all(said):
+                results[i] = _stopped(rows[i], sampling.stop, model.tokenizer)
+        if all(results):
             break
         tokens = torch.tensor(chosen, device=model.device)[:, None]
-    return [s or Said(tuple(row), model.tokenizer.decode(row), "length") for s, row in zip(said, rows, strict=True)]
+    return [s or Said(tuple(row), model.tokenizer.decode(row), "length") for s, row in zip(results, rows, strict=True)]
 
 
 def _messages(item: Exchange, system_turn: bool) -> tuple[tuple[str, str], ...]:

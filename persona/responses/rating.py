@@ -138,12 +138,12 @@ def rate_remotely(
     own = [r for r in responses if r.exchange.system]
     if not own:
         raise TaskError("there is no response of a persona with a text; nothing can be rated")
-    others = _rotated(own) if control else {}
+    rotated = _rotated(own) if control else {}
     asked = [_rating_request(text, r.exchange.system, r, max_tokens) for r in own]
     beside = [
-        _rating_request(text, others[r.exchange.persona].system, r, max_tokens)
+        _rating_request(text, rotated[r.exchange.persona].system, r, max_tokens)
         for r in own
-        if r.exchange.persona in others
+        if r.exchange.persona in rotated
     ]
     result = ask(place, [*asked, *beside], journal, progress=progress)
     answers = ["" if r is None else r.text for r in result.answers]
@@ -152,7 +152,7 @@ def rate_remotely(
     controls = iter(values[len(own) :])
     rated = []
     for r, answer, value in zip(own, answers, values, strict=False):
-        other = next(controls) if r.exchange.persona in others else None
+        other = next(controls) if r.exchange.persona in rotated else None
         rated.append(Rated(r, _number(value), _number(other), said=answer))
     skipped = len(responses) - len(own)
     left_out = {"no persona's text": skipped} if skipped else {}
@@ -187,24 +187,24 @@ def rate_offline(
     """
     own = [response for response in responses if response.exchange.system and response.exchange.system != neutral]
     _same_template(own, model, template)
-    others = _rotated(own)
+    rotated = _rotated(own)
     rows: list[SpokenTokens] = []
     kept: list[Response] = []
     left_out = {"no persona's text": len(responses) - len(own), "empty": 0, "not in this tokenizer's words": 0}
     left_out["too long"] = 0
     for response in own:
         texts = [response.exchange.system, neutral]
-        texts += [others[response.exchange.persona].system] if response.exchange.persona in others else []
-        each = [_under(response, text, model, template) for text in texts]
-        if any(row.start >= len(row.ids) for row in each) or not response.text.strip():
+        texts += [rotated[response.exchange.persona].system] if response.exchange.persona in rotated else []
+        variants = [_under(response, text, model, template) for text in texts]
+        if any(row.start >= len(row.ids) for row in variants) or not response.text.strip():
             left_out["empty"] += 1
-        elif any(row.unknown for row in each):
+        elif any(row.unknown for row in variants):
             left_out["not in this tokenizer's words"] += 1
-        elif model.n_context and max(len(row.ids) for row in each) > model.n_context:
+        elif model.n_context and max(len(row.ids) for row in variants) > model.n_context:
             left_out["too long"] += 1
         else:
             kept.append(response)
-            rows += each
+            rows += variants
     if not kept:
         raise TaskError(
             "there is no response of a persona with a text that is not empty, is in the tokenizer's words and fits the "
@@ -213,7 +213,7 @@ def rate_offline(
     sums = [values.sum() for values in log_likelihoods(model, rows, batch_size=batch_size, progress=progress)]
     rated, place = [], 0
     for response in kept:
-        width = 3 if response.exchange.persona in others else 2
+        width = 3 if response.exchange.persona in rotated else 2
         with_persona, plain, *other = sums[place : place + width]
         n_tokens = len(rows[place].ids) - rows[place].start
         control = float(other[0] - plain) if other else None

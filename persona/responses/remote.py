@@ -99,10 +99,10 @@ def endpoint(
     if not secret.isprintable() or not secret.isascii() or " " in secret:
         raise OptionError("the API key has spaces or characters that no key has; check for a bad copy (not shown here)")
     _check_address(url)
-    made = Endpoint(model, url, secret, options.checked())
+    place = Endpoint(model, url, secret, options.checked())
     if not secret and url == DEFAULT_URL:
         raise EndpointError("no API key: set OPENAI_API_KEY, or give the --base-url of a server that needs none")
-    return made
+    return place
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _ask_all(
     Answers come from threads that nobody waits for when this one is stopped.
     """
     client = _client(place)
-    told: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
+    results: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
     failures: dict[str, str] = {}
     waiting = iter(requests.items())
     running: dict[str, float] = {}
@@ -179,10 +179,10 @@ def _ask_all(
         while True:
             while len(running) < place.options.concurrency and (following := next(waiting, None)) is not None:
                 running[following[0]] = time.monotonic() + place.options.deadline
-                threading.Thread(target=_tell, args=(told, client, place, *following), daemon=True).start()
+                threading.Thread(target=_tell, args=(results, client, place, *following), daemon=True).start()
             if not running:
                 return failures
-            key, outcome = _next(told, running, place)
+            key, outcome = _next(results, running, place)
             if reason := _kept(key, outcome, journal):
                 failures[key] = reason
             done += 1
@@ -192,15 +192,15 @@ def _ask_all(
     except _Fatal as error:
         last = {key: min(end, time.monotonic() + place.options.timeout) for key, end in running.items()}
         while last:
-            _keep_if_answered(*_next(told, last, place), journal)
+            _keep_if_answered(*_next(results, last, place), journal)
         raise _ended(place, str(error), journal) from None
     finally:
-        while not told.empty():
-            _keep_if_answered(*told.get(), journal)
+        while not results.empty():
+            _keep_if_answered(*results.get(), journal)
         client.close()
 
 
-def _tell(told: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, key: str, chat: Chat) -> None:
+def _tell(results: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, key: str, chat: Chat) -> None:
     """Ask in a thread of its own; what came of it, errors too, is told to the one that waits."""
     try:
         outcome: Outcome = _ask_one(client, place, chat)
@@ -208,15 +208,15 @@ def _tell(told: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, 
         outcome = str(error)
     except BaseException as error:
         outcome = error
-    told.put((key, outcome))
+    results.put((key, outcome))
 
 
-def _next(told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint) -> tuple[str, Outcome]:
+def _next(results: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint) -> tuple[str, Outcome]:
     """What came of the next request that ends, or whose time is over; it runs no longer."""
     while True:
         soonest = min(running, key=running.__getitem__)
         try:
-            key, outcome = told.get(timeout=max(0.0, running[soonest] - time.monotonic()))
+            key, outcome = results.get(timeout=max(0.0, running[soonest] - time.monotonic()))
         except Empty:
             del running[soonest]
             return soonest, f"no whole answer within {place.options.deadline:g} s"

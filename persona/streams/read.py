@@ -118,9 +118,9 @@ def collect(
 def grouped(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Places of equal length together, at most ``batch_size`` at a time, the shortest first."""
     for length in sorted(set(lengths)):
-        same = [i for i, other in enumerate(lengths) if other == length]
-        for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]
+        places = [i for i, other in enumerate(lengths) if other == length]
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
 
 
 def id_table(lists: Sequence[Sequence[int]], *, width: int = 0) -> Int[Tensor, "row n"]:

@@ -93,8 +93,8 @@ def _wording(pair: PromptPair) -> str:
 
 def shared_end(texts: Sequence[str]) -> int:
     """How many characters the texts have in common at their end."""
-    same = (len(set(chars)) == 1 for chars in zip(*(reversed(text) for text in texts), strict=False))
-    return sum(1 for _ in takewhile(bool, same))
+    alike = (len(set(chars)) == 1 for chars in zip(*(reversed(text) for text in texts), strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
 
 
 def _under_nobody(item: Item) -> Item:

@@ -117,9 +117,9 @@ def _seconds(context: Context) -> int | float:
     if context.seconds is None:
         pairs = context.task.pairs[: context.options.batch_size]
         rows = encode(Task(pairs, context.task.source, ""), context.model, alike=True)
-        begun = time.thread_time()
+        started = time.thread_time()
         n = sum(2 * len(both.batch) for both in both_runs(context.model, rows, len(pairs), gradients=False))
-        context.seconds = (time.thread_time() - begun) / n
+        context.seconds = (time.thread_time() - started) / n
     return context.seconds
 
 

@@ -158,11 +158,11 @@ def _too_little(results: Mapping[str, StageResult], options: StudyOptions) -> st
 def _run(name: str, context: Context, folder: Path) -> StageResult:
     """One stage in a staging folder of its name, which takes the place of the old one when it is done."""
     outer, context.work = context.stage, folder.parent / "work" / name
-    said = told(name, context)
+    estimate = told(name, context)
     with replace_folder(folder.parent) as staging:
         place = staging / name
         place.mkdir()
-        context.stage = lambda part: outer(f"{name}{said.pop() if said else ''}: {part}")
+        context.stage = lambda part: outer(f"{name}{estimate.pop() if estimate else ''}: {part}")
         try:
             numbers = StageNumbers()
             with numbers.attempt(name):

@@ -118,12 +118,12 @@ def _moved(
     return moved
 
 
-def _patched(context: Context, others: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
-    model, batch = context.model, others[YOU]
+def _patched(context: Context, frames: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
+    model, batch = context.model, frames[YOU]
     own = both_of(model, batch, gradients=False)
     whole = torch.sub(*(margins(run.logits, batch) for run in own.runs))
     by_frame: dict[str, Values] = {}
-    for name, other in others.items():
+    for name, other in frames.items():
         source = own if name == YOU else both_of(model, other, gradients=False)
         columns = [whole]
         for layer in layers:

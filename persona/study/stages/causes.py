@@ -119,7 +119,7 @@ def same_side(items: Sequence[Item]) -> list[Item]:
 
 def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
     """How often controls that set no threshold have each verdict, and which verdicts may be given."""
-    if (made := study.calibration) is None:
+    if (calibration := study.calibration) is None:
         return
     for rate in study.rates:
         name = f"causes.rate.{slug(rate.verdict)}.{slug(rate.kind)}"
@@ -127,9 +127,10 @@ def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
         what += "; two one-sided 95 % limits by persona pair"
         about = {"low": rate.lower, "high": rate.upper, "n": rate.n, "source": "causes/rates.csv"}
         numbers.add(name, rate.share, what, unit="share", **about)
-    for verdict, cut in made.cuts.items():
+    for verdict, cut in calibration.cuts.items():
         name = f"causes.cut.{slug(verdict)}"
-        numbers.add(f"{name}.given", made.gives(verdict), f"whether {verdict} is given on this model", source=SOURCE)
+        what = f"whether {verdict} is given on this model"
+        numbers.add(f"{name}.given", calibration.gives(verdict), what, source=SOURCE)
         numbers.add(f"{name}.least", cut.least, "least strength at which it is given", n=cut.n, source=SOURCE)
         numbers.add(f"{name}.promise", cut.promise, "rate that the training controls promise", unit="share",
                     n=cut.clusters, source=SOURCE)  # fmt: skip
@@ -137,10 +138,11 @@ def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
     share = Estimates([row.item for row in rows], **draws).share([float(row.verdict.name in CLAIMS) for row in rows])
     numbers.add("causes.claimed", what="share of pairs with a verdict that says something of a persona", unit="share",
                 source=SOURCE, **share)  # fmt: skip
-    training = set(made.training)
-    held = [row for row in study.control_pairs if cluster_of(row.item) not in training]
-    if held:
-        share = Estimates([row.item for row in held], **draws).share([float(x.verdict.name in CLAIMS) for x in held])
+    training = set(calibration.training)
+    controls = [row for row in study.control_pairs if cluster_of(row.item) not in training]
+    if controls:
+        claimed = [float(row.verdict.name in CLAIMS) for row in controls]
+        share = Estimates([row.item for row in controls], **draws).share(claimed)
         what = "the same of held-out controls"
         numbers.add("causes.claimed.controls", what=what, unit="share", source=SOURCE, **share)
         gap = numbers.numbers["causes.claimed"].value - numbers.numbers["causes.claimed.controls"].value

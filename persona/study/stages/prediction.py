@@ -21,14 +21,14 @@ def run_prediction(context: Context, folder: Path) -> StageNumbers:
     if context.wordings is None:
         numbers.notes.append(NO_WORDINGS)
         return numbers
-    told = predicted(context.worded, **context.draws)
-    numbers.add("prediction.n", told.n, "rows predicted, each from other wordings", source=SOURCE)
-    numbers.add("prediction.collapsed", told.collapsed, "of these have one choice", n=told.n, source=SOURCE)
-    numbers.add("prediction.persona_pairs", told.n_persona_pairs, "persona pairs", source=SOURCE)
-    numbers.add("prediction.questions", told.n_questions, "questions", source=SOURCE)
+    prediction = predicted(context.worded, **context.draws)
+    numbers.add("prediction.n", prediction.n, "rows predicted, each from other wordings", source=SOURCE)
+    numbers.add("prediction.collapsed", prediction.collapsed, "of these have one choice", n=prediction.n, source=SOURCE)
+    numbers.add("prediction.persona_pairs", prediction.n_persona_pairs, "persona pairs", source=SOURCE)
+    numbers.add("prediction.questions", prediction.n_questions, "questions", source=SOURCE)
     rows = []
-    for predictor in told.predictors:
-        name, about = f"prediction.{slug(predictor.name)}", {"unit": "nats", "n": told.n, "source": SOURCE}
+    for predictor in prediction.predictors:
+        name, about = f"prediction.{slug(predictor.name)}", {"unit": "nats", "n": prediction.n, "source": SOURCE}
         loss, gain, p = predictor.loss, predictor.gain, predictor.p
         numbers.add(f"{name}.loss", loss.value, f"held-out log loss of {predictor.name}", estimate=loss, **about)
         what = f"log loss of the majority minus that of {predictor.name}; p: sign flips"
@@ -39,6 +39,6 @@ def run_prediction(context: Context, folder: Path) -> StageNumbers:
             numbers.add(f"{name}.behind", predictor.behind.value, what, estimate=predictor.behind, **about)
         rows.append(row)
     write_csv(rows, folder / "predictors.csv")
-    chosen = {predictor.name: f"prediction.{slug(predictor.name)}.loss" for predictor in told.predictors}
+    chosen = {predictor.name: f"prediction.{slug(predictor.name)}.loss" for predictor in prediction.predictors}
     write_levels(folder, "prediction", "Held-out log loss of collapse, by what predicts it", numbers.numbers, chosen)
     return numbers

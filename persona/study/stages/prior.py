@@ -170,10 +170,7 @@ def _bias(
 
 def _sides(measures: Sequence[PairMeasure]) -> tuple[Values, Values]:
     """The candidates' mean log probabilities under A and under B."""
-    return (
-        np.mean([one.log_probs_a for one in measures], axis=0),
-        np.mean([one.log_probs_b for one in measures], axis=0),
-    )
+    return (np.mean([m.log_probs_a for m in measures], axis=0), np.mean([m.log_probs_b for m in measures], axis=0))
 
 
 def _outcomes(
@@ -270,7 +267,7 @@ class _Cases:
                           before=prefix_of(self.model, run))  # fmt: skip
             streams = ends.double().unflatten(0, moved.shape[:2])
             logits.append(streams.cpu().numpy())
-            of_margin.append(torch.stack([margins(each, both.batch) for each in streams]).cpu().numpy())
+            of_margin.append(torch.stack([margins(values, both.batch) for values in streams]).cpu().numpy())
         rows = np.zeros((len(along), len(at), 3))
         rows[..., 2] = of_margin[0] - of_margin[1]
         for draw, k in np.ndindex(len(along), len(at)):
