@@ -42,6 +42,7 @@ from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
     Both,
     Removed,
+    at_last,
     both_of,
     can_come_nearer,
     margins,
@@ -51,6 +52,7 @@ from persona_circuits.persona.explanation.runs import (
     scaled,
 )
 from persona_circuits.persona.explanation.verdicts import Thresholds
+from persona_circuits.persona.streams import id_table
 
 __all__ = ["TESTS", "Asked", "Outcome", "flip_gain", "run_test"]
 
@@ -312,11 +314,7 @@ def _drawn_apart(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> lis
     last = model.graph.n_layers
     push = ((gain - 1) / 2)[:, None] * both.difference(last)[:, -1]
     ends = zip(both.runs, (1, -1), strict=True)
-    return [replay(model, _pushed(run.streams[last], sign * push), run.context, layer=last) for run, sign in ends]
-
-
-def _pushed(stream: Float[Tensor, "batch pos d_model"], push: Float[Tensor, "batch d_model"]) -> Tensor:
-    return torch.cat([stream[:, :-1], stream[:, -1:] + push[:, None]], dim=1)
+    return [replay(model, at_last(run.streams[last], sign * push), run.context, layer=last) for run, sign in ends]
 
 
 def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]:
@@ -328,9 +326,7 @@ def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]
 
 def _choices(logits: Float[Tensor, "batch vocab"], items: Sequence[Asked]) -> list[int]:
     """The place of each row's most likely candidate."""
-    longest = max(len(item.candidates) for item in items)
-    ids = [[*item.candidates, *[-1] * (longest - len(item.candidates))] for item in items]
-    table: Int[Tensor, "batch candidate"] = torch.tensor(ids, device=logits.device)
+    table = id_table([item.candidates for item in items]).to(logits.device)
     return metrics.candidate_logits(logits, table).argmax(-1).tolist()
 
 

@@ -25,6 +25,7 @@ from persona_circuits.circuit.task import Batch, Row, batches
 __all__ = [
     "Both",
     "Removed",
+    "at_last",
     "both_of",
     "both_runs",
     "can_come_nearer",
@@ -127,11 +128,11 @@ def replay(
             after = stream + block.attn_out(z)
             if removed is not None:
                 heads = block.head_results(z[:, -1:])[:, :, 0]
-                after = _at_last(after, removed.shift(model.graph.heads_of(block.layer), heads))
+                after = at_last(after, removed.shift(model.graph.heads_of(block.layer), heads))
             added = block.mlp(stream if block.parallel else after)
             if removed is not None:
                 place = model.graph.mlp_of(block.layer)
-                added = _at_last(added, removed.shift(slice(place, place + 1), added[None, :, -1]))
+                added = at_last(added, removed.shift(slice(place, place + 1), added[None, :, -1]))
             stream = after + added
         return model.unembed(stream[:, -1])
 
@@ -161,7 +162,7 @@ def scaled(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Floa
             q, k, v = (block.project(slot, normed) for slot in SLOTS)
             added = block.attn_out(block.attention(q, k, v, a.context))
             of_a, of_b = added[:, -1].chunk(2)
-            after = stream + _at_last(added, torch.cat([push * (of_a - of_b), push * (of_b - of_a)]))
+            after = stream + at_last(added, torch.cat([push * (of_a - of_b), push * (of_b - of_a)]))
             stream = after + block.mlp(stream if block.parallel else after)
         return list(model.unembed(stream[:, -1]).chunk(2))
 
@@ -210,5 +211,6 @@ def _persona(batch: Batch) -> Bool[Tensor, "batch pos"]:
     return started & not_over
 
 
-def _at_last(values: Float[Tensor, "batch pos d_model"], shift: Float[Tensor, "batch d_model"]) -> Tensor:
+def at_last(values: Float[Tensor, "batch pos d_model"], shift: Float[Tensor, "batch d_model"]) -> Tensor:
+    """The values with this added at the last place."""
     return torch.cat([values[:, :-1], values[:, -1:] + shift[:, None]], dim=1)

@@ -9,7 +9,7 @@ from typing import Any
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import check_least
 from persona_circuits.persona.data import FIELDS, Persona, Question, Template, load_templates
-from persona_circuits.persona.data.templates import CHAT
+from persona_circuits.persona.data.templates import CHAT, has_chat
 from persona_circuits.persona.responses.options import Plan
 
 __all__ = ["Exchange", "Response", "Responses", "Said", "baseline_of", "exchanges", "open_template", "rendered"]
@@ -123,8 +123,7 @@ def open_template(spec: str | None, tokenizer: Any, *, cue: str | None = None) -
         OptionError: ``chat`` is asked and the tokenizer has no chat template, or it cannot be rendered.
         TaskError: the file cannot be read or is no template.
     """
-    named = spec or ("chat" if getattr(tokenizer, "chat_template", None) else "raw")
-    return load_templates(named, tokenizer, cue=cue)[0]
+    return load_templates(spec or ("chat" if has_chat(tokenizer) else "raw"), tokenizer, cue=cue)[0]
 
 
 def rendered(template: Template, system: str, user: str, cue: str | None = None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from persona_circuits.circuit.figures import Chart, Points, bar_chart, picked, plain, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
-from persona_circuits.persona.data import Estimate, clusters_of
+from persona_circuits.persona.data import clusters_of
 from persona_circuits.persona.responses.rating import PersonaRating, Ratings
 
 __all__ = ["rating_figures", "rating_record", "rating_table", "write_ratings"]
@@ -94,14 +94,12 @@ def rating_table(ratings: Ratings, summary: Sequence[PersonaRating]) -> Table:
 
 def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[str, Chart]:
     """Every persona's mean rating with its interval, and the same responses rated as another persona's."""
-    known = sorted((row for row in summary if row.rating is not None), key=lambda row: -(row.rating or NONE).value)
+    known = [(rating.value, row) for row in summary if (rating := row.rating) is not None]
+    known.sort(key=lambda entry: -entry[0])
     marks = []
     for name, which in (("own persona", "rating"), ("another persona", "control")):
-        values = [(row.persona, getattr(row, which)) for row in known if getattr(row, which) is not None]
+        values = [(row.persona, getattr(row, which)) for _, row in known if getattr(row, which) is not None]
         x, low, high = ([getattr(row, end) for _, row in values] for end in ("value", "low", "high"))
         marks.append(Points(name, x, [persona for persona, _ in values], low, high))
     title, unit = "How much of the persona shows in what was said", f"mean rating ({ratings.unit})"
     return {"ratings": bar_chart(marks, title=title, x=unit, y="persona", across=True)}
-
-
-NONE = Estimate(0.0, None, None)

@@ -119,10 +119,8 @@ class Context:
         self.task = files.pairs.task()
         without_forms(self.task.pairs, "study")
         self.whole = self.pairs = items_of(self.task, files.pairs.path)
-        self.controls = _items(files.controls)
-        self.variants = _items(files.variants)
-        self.frames = _items(files.frames)
-        self.wordings = _items(files.wordings)
+        self.controls, self.variants = _items(files.controls), _items(files.variants)
+        self.frames, self.wordings = _items(files.frames), _items(files.wordings)
         self.prior = None if files.prior is None else files.prior.task()
         self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
         if options.quick:
