@@ -60,10 +60,12 @@ Numbers = dict[str, Number]
 class StageNumbers:
     """What a stage gives: its numbers, notes on what could not be done, and plain extras for the report.
 
-    A number that is not defined (None, nan, infinite) is not entered.
+    A number that is not defined (None, nan, infinite) is not entered. ``source`` is the file that numbers go with
+    unless they name another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = "") -> None:
+        self.source = source
         self.numbers: Numbers = {}
         self.notes: list[str] = []
         self.extras: dict[str, Any] = {}
@@ -75,6 +77,7 @@ class StageNumbers:
             about |= {"low": bounds.low, "high": bounds.high}
         if value is None or not np.isfinite(value):
             return
+        about = {"source": self.source} | about
         known = {key: entry for key, entry in about.items() if entry is not None and entry == entry}
         known |= {key: float(known[key]) for key in ("low", "high", "p") if key in known}
         assert name not in self.numbers, f"two numbers are called {name}"

@@ -32,13 +32,12 @@ YOU, FRAMES = "you", ("you", "friend", "book", "nobody")
 HALF = 0.5
 LAYERS, SPARSE = 10, 3
 """So many layers are tried on train; every third of them on held-out pairs."""
-SOURCE = "across/across.csv"
 Values = NDArray[np.float64]
 
 
 def run_across(context: Context, folder: Path) -> StageNumbers:
     """The shares of D by frame and layer, and those at the layer that train chooses."""
-    numbers = StageNumbers()
+    numbers = StageNumbers("across/across.csv")
     if context.frames is None:
         numbers.notes.append(NO_FRAMES)
         return numbers
@@ -53,7 +52,7 @@ def run_across(context: Context, folder: Path) -> StageNumbers:
             return numbers
         chosen = _last_half(_moved(context, own, [YOU], layers, kept)[YOU], layers)
         what = "last layer at which the persona's tokens in you bring over half of D, on train"
-        numbers.add("across.layer", chosen, what, unit="layer", n=len(own), source=SOURCE)
+        numbers.add("across.layer", chosen, what, unit="layer", n=len(own))
         layers = sorted({*layers[::SPARSE], *([] if chosen is None else [chosen])})
         there = _some(context, bases, held_out)
         names = [name for name in FRAMES if name in there[0]]
@@ -165,10 +164,10 @@ def _numbers(
                 if layer == chosen and (key == "share" or name != YOU):
                     persona = "the other persona's tokens" if key == "share" else "the same persona's tokens"
                     text = f"share of D that {persona} of {name} bring into you at that layer"
-                    numbers.add(f"across.{name}.{key}", what=text, unit="share", source=SOURCE, **ratio)
+                    numbers.add(f"across.{name}.{key}", what=text, unit="share", **ratio)
             if layer == chosen and name != YOU:
                 text = f"what {name} brings over there / what you does"
                 ratio = estimates.ratio(here[:, 1 + 2 * i], values[YOU][:, 1 + 2 * i])
-                numbers.add(f"across.{name}.of_you", what=text, source=SOURCE, **ratio)
+                numbers.add(f"across.{name}.of_you", what=text, **ratio)
     write_csv(rows, folder / "across.csv")
     write_figures({"across": across_figure(rows)}, folder, page="across.html", title="Frames put into one another")

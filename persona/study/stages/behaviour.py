@@ -14,7 +14,6 @@ from persona_circuits.persona.study.numbers import Estimates, StageNumbers, slug
 
 __all__ = ["MEASURES", "mean_of", "run_behaviour"]
 
-SOURCE = "behaviour/collapse.json"
 N_EXAMPLES = 3
 N_TOP = 4
 MEASURES: Mapping[str, tuple[Callable[[PairMeasure], float], str, str]] = {
@@ -53,7 +52,7 @@ def run_behaviour(context: Context, folder: Path) -> StageNumbers:
 
 def behaviour_numbers(study: CollapseStudy, *, n_resamples: int = 2000, seed: int = 0) -> StageNumbers:
     """The numbers of a behavioural study: all pairs, each control, and all pairs against each control."""
-    numbers = StageNumbers()
+    numbers = StageNumbers("behaviour/collapse.json")
     draws = {"n_resamples": n_resamples, "seed": seed}
     main = [row.measure for row in study.pairs]
     groups = {"all": main}
@@ -64,11 +63,11 @@ def behaviour_numbers(study: CollapseStudy, *, n_resamples: int = 2000, seed: in
     for name, measures in groups.items():
         if name != "all":
             _against(numbers, name, main, measures, draws)
-    numbers.add("behaviour.sigma_0", study.sigma_0, "spread of D over paraphrases", unit="logits",
-                n=study.n_paraphrases, source=SOURCE)  # fmt: skip
+    n = study.n_paraphrases
+    numbers.add("behaviour.sigma_0", study.sigma_0, "spread of D over paraphrases", unit="logits", n=n)
     shares = [m.prior_share for m in study.questions if m.prior_share is not None]
     if shares:
-        about = {"n": len(shares), "unit": "share", "source": SOURCE}
+        about = {"n": len(shares), "unit": "share"}
         prior = float(np.mean(shares))
         numbers.add("behaviour.prior_share", prior, "share of the candidates' variance due to the prior", **about)
         what = "share of the candidates' variance due to the persona"
@@ -124,23 +123,18 @@ def _group(
     numbers: StageNumbers, name: str, measures: Sequence[PairMeasure], sigma: float | None, draws: Mapping[str, int]
 ) -> None:
     estimates = Estimates([m.item for m in measures], **draws)
-    numbers.add(f"behaviour.{name}.n", len(measures), "pairs", source=SOURCE)
+    numbers.add(f"behaviour.{name}.n", len(measures), "pairs")
     for key, (value, what, unit) in MEASURES.items():
         p = estimates.flips([value(m) for m in measures]) if key == "divergence" else None
-        about: dict[str, Any] = {
-            "what": f"{what}; p: sign flips" if p is not None else what,
-            "unit": unit,
-            "source": SOURCE,
-            "p": p,
-        }
+        about: dict[str, Any] = {"what": f"{what}; p: sign flips" if p is not None else what, "unit": unit, "p": p}
         numbers.add(f"behaviour.{name}.{key}", **about, **mean_of(estimates, key, measures))
     for key, (value, what) in MEDIANS.items():
         values = [value(m) for m in measures]
-        numbers.add(f"behaviour.{name}.{key}", what=what, source=SOURCE, **estimates.median(values))
+        numbers.add(f"behaviour.{name}.{key}", what=what, **estimates.median(values))
     if sigma is not None:
         quiet = [float(abs(m.divergence) < 2 * sigma) for m in measures]
         what = "share of pairs with |D| < 2 sigma_0"
-        numbers.add(f"behaviour.{name}.no_signal", what=what, unit="share", source=SOURCE, **estimates.share(quiet))
+        numbers.add(f"behaviour.{name}.no_signal", what=what, unit="share", **estimates.share(quiet))
 
 
 def _against(
@@ -155,6 +149,6 @@ def _against(
     is_main = np.arange(len(every)) < len(main)
     for key in COMPARED:
         value, what, unit = MEASURES[key]
-        about: dict[str, Any] = {"what": f"{what}: the study's pairs minus {name}", "unit": unit, "source": SOURCE}
+        about: dict[str, Any] = {"what": f"{what}: the study's pairs minus {name}", "unit": unit}
         difference = estimates.difference([value(m) for m in every], is_main)
         numbers.add(f"behaviour.all_minus_{name}.{key}", **about, **difference)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +31,6 @@ from persona_circuits.persona.study.numbers import Estimates, StageNumbers, slug
 
 __all__ = ["run_causes"]
 
-SOURCE = "causes/explain.json"
 MEANS = {"signal_persona": "signal_persona", "signal_answer": "signal_answer", "alignment": "alignment",
          "kappa": "cancellation"}  # fmt: skip
 
@@ -65,7 +64,7 @@ def causes_numbers(
     study: Explanation, axes: Mapping[str, Sequence[str]], *, n_resamples: int = 2000, seed: int = 0
 ) -> StageNumbers:
     """Shares of verdicts by group, causal tests, truth, and the signal by layer (``where.signal``, ``where.eta``)."""
-    numbers, draws = StageNumbers(), {"n_resamples": n_resamples, "seed": seed}
+    numbers, draws = StageNumbers("causes/explain.json"), {"n_resamples": n_resamples, "seed": seed}
     rows = study.pairs
     subjects: dict[str, Sequence[Explained]] = {"all": rows}
     subjects["collapsed"] = [row for row in rows if row.measure.collapses]
@@ -129,42 +128,40 @@ def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
         numbers.add(name, rate.share, what, unit="share", **about)
     for verdict, cut in calibration.cuts.items():
         name = f"causes.cut.{slug(verdict)}"
-        what = f"whether {verdict} is given on this model"
-        numbers.add(f"{name}.given", calibration.gives(verdict), what, source=SOURCE)
-        numbers.add(f"{name}.least", cut.least, "least strength at which it is given", n=cut.n, source=SOURCE)
-        numbers.add(f"{name}.promise", cut.promise, "rate that the training controls promise", unit="share",
-                    n=cut.clusters, source=SOURCE)  # fmt: skip
+        numbers.add(f"{name}.given", calibration.gives(verdict), f"whether {verdict} is given on this model")
+        numbers.add(f"{name}.least", cut.least, "least strength at which it is given", n=cut.n)
+        what = "rate that the training controls promise"
+        numbers.add(f"{name}.promise", cut.promise, what, unit="share", n=cut.clusters)
     rows = study.pairs
     share = Estimates([row.item for row in rows], **draws).share([float(row.verdict.name in CLAIMS) for row in rows])
-    numbers.add("causes.claimed", what="share of pairs with a verdict that says something of a persona", unit="share",
-                source=SOURCE, **share)  # fmt: skip
+    what = "share of pairs with a verdict that says something of a persona"
+    numbers.add("causes.claimed", what=what, unit="share", **share)
     training = set(calibration.training)
     controls = [row for row in study.control_pairs if cluster_of(row.item) not in training]
     if controls:
         claimed = [float(row.verdict.name in CLAIMS) for row in controls]
         share = Estimates([row.item for row in controls], **draws).share(claimed)
-        what = "the same of held-out controls"
-        numbers.add("causes.claimed.controls", what=what, unit="share", source=SOURCE, **share)
+        numbers.add("causes.claimed.controls", what="the same of held-out controls", unit="share", **share)
         gap = numbers.numbers["causes.claimed"].value - numbers.numbers["causes.claimed.controls"].value
-        numbers.add("causes.claimed_minus_controls", gap, "the one share minus the other", unit="share", source=SOURCE)
+        numbers.add("causes.claimed_minus_controls", gap, "the one share minus the other", unit="share")
 
 
 def _shares(numbers: StageNumbers, subject: str, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
     estimates = Estimates([row.item for row in rows], **draws)
-    numbers.add(f"causes.{subject}.n", len(rows), "pairs", source=SOURCE)
+    numbers.add(f"causes.{subject}.n", len(rows), "pairs")
     for verdict in VERDICTS:
         share = estimates.share([float(row.verdict.name == verdict) for row in rows])
         what = f"share of pairs whose verdict is {verdict}"
-        numbers.add(f"causes.{subject}.{slug(verdict)}", what=what, unit="share", source=SOURCE, **share)
+        numbers.add(f"causes.{subject}.{slug(verdict)}", what=what, unit="share", **share)
 
 
 def _means(numbers: StageNumbers, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
     estimates = Estimates([row.item for row in rows], **draws)
     for key, field in MEANS.items():
         values = [np.nan if (x := getattr(row.numbers, field)) is None else x for row in rows]
-        numbers.add(f"causes.all.{key}", what=f"mean {key}", source=SOURCE, **estimates.mean(values))
+        numbers.add(f"causes.all.{key}", what=f"mean {key}", **estimates.mean(values))
     access = [np.nan if row.numbers.access is None else row.numbers.access for row in rows]
-    numbers.add("causes.all.access", what="median access d ln|D| / dc", source=SOURCE, **estimates.median(access))
+    numbers.add("causes.all.access", what="median access d ln|D| / dc", **estimates.median(access))
 
 
 def _tests(numbers: StageNumbers, rows: Sequence[Explained], study: Explanation) -> None:
@@ -174,12 +171,12 @@ def _tests(numbers: StageNumbers, rows: Sequence[Explained], study: Explanation)
         if here:
             share = float(np.mean([bool(row.outcome.agrees) for row in here]))
             what = "share of causal tests that agree with the verdict"
-            numbers.add(f"causes.test.{name}", share, what, unit="share", n=len(here), source=SOURCE)
+            numbers.add(f"causes.test.{name}", share, what, unit="share", n=len(here))
     for test in study.tests.values():
         if test.ran and test.null_ran:
             what = f"share of paraphrases on which the same test agrees; p: pairs against these ({test.test})"
             name = f"causes.test.{slug(test.cause)}.paraphrases"
-            numbers.add(name, test.null_share, what, unit="share", n=test.null_ran, p=test.p, source=SOURCE)
+            numbers.add(name, test.null_share, what, unit="share", n=test.null_ran, p=test.p)
 
 
 def _truth(numbers: StageNumbers, study: Explanation, draws: Mapping[str, int]) -> None:
@@ -190,13 +187,12 @@ def _truth(numbers: StageNumbers, study: Explanation, draws: Mapping[str, int]) 
     judged = [row for row in (*study.pairs, *study.control_pairs) if row.expected is not None]
     right = [float(fits(str(row.expected), row.verdict.name)) for row in judged]
     share = Estimates([row.item for row in judged], **draws).share(right)
-    about: dict[str, Any] = {"source": SOURCE}
     what = f"share of verdicts that are what the generator sets; p: by permuting {given.permuted}"
-    numbers.add("causes.truth.share", what=what, unit="share", p=given.p, **about, **share)
-    numbers.add("causes.truth.chance", given.chance, "share by chance", unit="share", n=given.n, **about)
-    numbers.add("causes.truth.kappa", given.kappa, "Cohen's kappa of verdict and generator", n=given.n, **about)
-    numbers.add("causes.truth.correct", sum(right), "verdicts that are what the generator sets", n=given.n, **about)
-    numbers.add("causes.truth.n", given.n, "verdicts that the generator can judge", **about)
+    numbers.add("causes.truth.share", what=what, unit="share", p=given.p, **share)
+    numbers.add("causes.truth.chance", given.chance, "share by chance", unit="share", n=given.n)
+    numbers.add("causes.truth.kappa", given.kappa, "Cohen's kappa of verdict and generator", n=given.n)
+    numbers.add("causes.truth.correct", sum(right), "verdicts that are what the generator sets", n=given.n)
+    numbers.add("causes.truth.n", given.n, "verdicts that the generator can judge")
 
 
 def _by_layer(numbers: StageNumbers, rows: Sequence[Explained]) -> None:
@@ -204,13 +200,12 @@ def _by_layer(numbers: StageNumbers, rows: Sequence[Explained]) -> None:
     for place in PLACES:
         curve = np.mean([row.inside.signal[place] for row in rows], axis=0)
         _curve(numbers, f"where.signal.{place}", curve.tolist(), f"mean signal at the {place}", len(rows))
-        numbers.add(f"where.signal.{place}.most", float(curve.max()), "the largest of any layer", source=SOURCE)
-        at = int(curve.argmax())
-        numbers.add(f"where.signal.{place}.most_at", at, "the layer of it", unit="layer", source=SOURCE)
+        numbers.add(f"where.signal.{place}.most", float(curve.max()), "the largest of any layer")
+        numbers.add(f"where.signal.{place}.most_at", int(curve.argmax()), "the layer of it", unit="layer")
     eta = np.mean([row.inside.alignment for row in rows], axis=0)
     _curve(numbers, "where.eta", eta.tolist(), "mean readout alignment at the answer", len(rows))
 
 
 def _curve(numbers: StageNumbers, name: str, values: Sequence[float], what: str, n: int) -> None:
     for layer, value in enumerate(values):
-        numbers.add(f"{name}.{layer}", float(value), f"{what}, layer {layer}", n=n, source=SOURCE)
+        numbers.add(f"{name}.{layer}", float(value), f"{what}, layer {layer}", n=n)

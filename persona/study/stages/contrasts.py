@@ -43,7 +43,7 @@ from persona_circuits.persona.study.stages.figures import level_figure
 
 __all__ = ["permuted", "run_contrasts", "shared_p"]
 
-SOURCE, VARIANTS = "contrasts/contrasts.csv", "contrasts/variants/pairs.csv"
+VARIANTS = "contrasts/variants/pairs.csv"
 COMPARED = ("divergence", "collapse", "agree", "prior_abs")
 SPREAD = ("divergence", "collapse", "prior_abs")
 ORDERS = (("strong", "mild"), ("high", "low"), ("late", "early"))
@@ -63,7 +63,7 @@ Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 def run_contrasts(context: Context, folder: Path) -> StageNumbers:
     """All levels of all axes, differences, and the variants where a file of them is given; ``contrasts.csv``."""
-    numbers = StageNumbers()
+    numbers = StageNumbers("contrasts/contrasts.csv")
     main = [m for m in context.measures if m.item.control == "none"]
     axes = axes_of([m.item for m in main])
     if context.bias is not None:
@@ -78,8 +78,8 @@ def run_contrasts(context: Context, folder: Path) -> StageNumbers:
         with numbers.attempt("variants"):
             _variants(context, context.variants, numbers, folder)
     numbers.numbers = with_holm(numbers.numbers)
-    numbers.add("contrasts.n_tests", sum(m.p is not None for m in numbers.numbers.values()), "tests that Holm's "
-                "correction is over")  # fmt: skip
+    n_tests = sum(number.p is not None for number in numbers.numbers.values())
+    numbers.add("contrasts.n_tests", n_tests, "tests that Holm's correction is over", source="")
     write_csv(number_rows(numbers.numbers), folder / "contrasts.csv")
     _figure(numbers, folder)
     return numbers
@@ -177,14 +177,14 @@ def _comparisons(axis: str, values: Sequence[str]) -> list[tuple[str, str]]:
 
 def _level(numbers: StageNumbers, name: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
     estimates = Estimates([m.item for m in measures], **draws)
-    numbers.add(f"{name}.n", len(measures), "pairs", source=SOURCE)
+    numbers.add(f"{name}.n", len(measures), "pairs")
     for key in COMPARED:
         _, what, unit = MEASURES[key]
-        about: dict[str, Any] = {"what": what, "unit": unit, "source": SOURCE}
+        about: dict[str, Any] = {"what": what, "unit": unit}
         numbers.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
     key, what = GAIN
     gains = [m.required_gain for m in measures]
-    numbers.add(f"{name}.{key}", what=what, source=SOURCE, **estimates.median(gains))
+    numbers.add(f"{name}.{key}", what=what, **estimates.median(gains))
 
 
 def _difference(
@@ -206,7 +206,7 @@ def _difference(
         text = GAIN[1] if is_gain else MEASURES[key][1]
         what = f"{text}: {first} minus {second}; p: levels of {shuffled} shuffled"
         unit = "" if is_gain else MEASURES[key][2]
-        numbers.add(f"{name}.{key}", what=what, unit=unit, p=p, source=SOURCE, **gap)
+        numbers.add(f"{name}.{key}", what=what, unit=unit, p=p, **gap)
 
 
 def _gap(values: Float[np.ndarray, " pair"], *, medians: bool) -> Statistic:
@@ -237,7 +237,7 @@ def _spread(numbers: StageNumbers, axis: str, measures: Sequence[PairMeasure], d
         p, units = permuted(statistic, codes, items, **draws)
         p = max(p, shared_p(values, codes, items))
         text = f"{what}: standard deviation over the {n} levels of {axis}; p: levels of {units} shuffled"
-        about = {"unit": unit, "n": len(items), "p": p, "source": SOURCE}
+        about = {"unit": unit, "n": len(items), "p": p}
         numbers.add(f"contrasts.{slug(axis)}.spread.{key}", float(statistic(codes[None])[0]), text, **about)
 
 

@@ -33,7 +33,7 @@ __all__ = ["frame_numbers", "run_frames"]
 YOU = "you"
 SEARCHED = (YOU, "again", "friend", "nobody")
 """Frames that get a circuit of their own: the persona, its paraphrase, somebody else, nobody."""
-SOURCE, PAIRS = "frames/frames.csv", "frames/pairs.csv"
+PAIRS = "frames/pairs.csv"
 MEANT = ("divergence", "collapse", "mass")
 
 

@@ -13,14 +13,13 @@ from persona_circuits.persona.study.numbers import StageNumbers
 
 __all__ = ["run_patch"]
 
-SOURCE = "patch/patch.json"
 TOP = 5
 SHOWN = 10
 
 
 def run_patch(context: Context, folder: Path) -> StageNumbers:
     """Heads patched on pairs of the search split, the first movers ablated on held-out ones; the command's files."""
-    numbers, options = StageNumbers(), context.options
+    numbers, options = StageNumbers("patch/patch.json"), context.options
     train, test = (
         some_pairs(context.examples(split), PASSES * options.max_pairs) for split in context.fitted_and_held_out
     )
@@ -45,17 +44,17 @@ def patch_numbers(numbers: StageNumbers, study: PatchStudy) -> None:
     n = len(study.items)
     movers = [mover for mover in study.movers if mover.is_mover]
     what = "heads that carry more than a negligible share of D to the answer (false discovery rate .05)"
-    numbers.add("patch.movers", len(movers), what, n=len(study.movers), source=SOURCE)
+    numbers.add("patch.movers", len(movers), what, n=len(study.movers))
     what = "share of D that a head would need to be found by the correction, were it the only one"
-    numbers.add("patch.detectable", study.detectable, what, unit="share", n=n, source=SOURCE)
+    numbers.add("patch.detectable", study.detectable, what, unit="share", n=n)
     for rank, mover in enumerate(study.movers[:SHOWN], 1):
         what = f"share of D that {mover.head} brings over at the answer"
-        about = {"unit": "share", "n": n, "source": SOURCE}
+        about = {"unit": "share", "n": n}
         value = mover.denoising.value
         numbers.add(f"patch.mover.{rank}.denoising", value, what, estimate=mover.denoising, p=mover.p, **about)
         what = f"share of D that is lost without what {mover.head} writes there"
         numbers.add(f"patch.mover.{rank}.noising", mover.noising.value, what, estimate=mover.noising, **about)
-        numbers.add(f"patch.mover.{rank}.layer", mover.layer, f"layer of {mover.head}", unit="layer", source=SOURCE)
+        numbers.add(f"patch.mover.{rank}.layer", mover.layer, f"layer of {mover.head}", unit="layer")
     numbers.extras["movers"] = [mover.head for mover in movers[:SHOWN]]
     _ablation(numbers, study)
     numbers.notes += study.notes
@@ -65,7 +64,7 @@ def _ablation(numbers: StageNumbers, study: PatchStudy) -> None:
     ablated = study.ablation
     if ablated is None:
         return
-    about = {"unit": "share", "n": ablated.n_pairs, "source": SOURCE}
+    about = {"unit": "share", "n": ablated.n_pairs}
     what = f"share of D left when {', '.join(ablated.heads)} write the other persona's; p of random sets leaving less"
     numbers.add("patch.ablated.left", ablated.left.value, what, estimate=ablated.left, p=ablated.p, **about)
     what = "share of prompts whose most likely candidate changes"
@@ -76,5 +75,5 @@ def _ablation(numbers: StageNumbers, study: PatchStudy) -> None:
     ):
         if len(values):
             what = f"{text} random sets of as many heads in the same layers, mean"
-            count = {"unit": "share", "n": len(values), "source": SOURCE}
+            count = {"unit": "share", "n": len(values)}
             numbers.add(f"patch.ablated.random_{key}", float(np.mean(values)), what, **count)

@@ -12,23 +12,21 @@ from persona_circuits.persona.study.stages.figures import write_levels
 
 __all__ = ["run_prediction"]
 
-SOURCE = "prediction/predictors.csv"
-
 
 def run_prediction(context: Context, folder: Path) -> StageNumbers:
     """What ``collapse --predict`` says, on the pairs in several wordings with neutral prompts."""
-    numbers = StageNumbers()
+    numbers = StageNumbers("prediction/predictors.csv")
     if context.wordings is None:
         numbers.notes.append(NO_WORDINGS)
         return numbers
     prediction = predicted(context.worded, **context.draws)
-    numbers.add("prediction.n", prediction.n, "rows predicted, each from other wordings", source=SOURCE)
-    numbers.add("prediction.collapsed", prediction.collapsed, "of these have one choice", n=prediction.n, source=SOURCE)
-    numbers.add("prediction.persona_pairs", prediction.n_persona_pairs, "persona pairs", source=SOURCE)
-    numbers.add("prediction.questions", prediction.n_questions, "questions", source=SOURCE)
+    numbers.add("prediction.n", prediction.n, "rows predicted, each from other wordings")
+    numbers.add("prediction.collapsed", prediction.collapsed, "of these have one choice", n=prediction.n)
+    numbers.add("prediction.persona_pairs", prediction.n_persona_pairs, "persona pairs")
+    numbers.add("prediction.questions", prediction.n_questions, "questions")
     rows = []
     for predictor in prediction.predictors:
-        name, about = f"prediction.{slug(predictor.name)}", {"unit": "nats", "n": prediction.n, "source": SOURCE}
+        name, about = f"prediction.{slug(predictor.name)}", {"unit": "nats", "n": prediction.n}
         loss, gain, p = predictor.loss, predictor.gain, predictor.p
         numbers.add(f"{name}.loss", loss.value, f"held-out log loss of {predictor.name}", estimate=loss, **about)
         what = f"log loss of the majority minus that of {predictor.name}; p: sign flips"

@@ -48,13 +48,12 @@ SHOWN = {
     "without random directions": "prior.direction.random.collapse",
     "without other questions' directions": "prior.direction.other.collapse",
 }
-SOURCE = "prior/pairs.csv"
 Values = NDArray[np.float64]
 
 
 def run_prior(context: Context, folder: Path) -> StageNumbers:
     """Both interventions on rows of which there are other wordings."""
-    numbers = StageNumbers()
+    numbers = StageNumbers("prior/pairs.csv")
     if context.wordings is None:
         numbers.notes.append(NO_WORDINGS)
         return numbers
@@ -150,11 +149,11 @@ def _bias(
     expected = _outcomes(measures, [_sides(others) for _, others in rows], levels)[:, 0]
     estimates = Estimates([m.item for m in measures], **context.draws)
     what = "collapse that other wordings predict once the default is taken away"
-    numbers.add("prior.bias.predicted", what=what, unit="share", source=SOURCE, **estimates.share(expected))
+    numbers.add("prior.bias.predicted", what=what, unit="share", **estimates.share(expected))
     what = "share of pairs that do as other wordings predict"
-    numbers.add("prior.bias.agree", what=what, unit="share", source=SOURCE, **estimates.share(expected == after[:, 0]))
+    numbers.add("prior.bias.agree", what=what, unit="share", **estimates.share(expected == after[:, 0]))
     a, b = expected.mean(), after[:, 0].mean()
-    numbers.add("prior.bias.agree_chance", a * b + (1 - a) * (1 - b), "the same by chance", unit="share", source=SOURCE)
+    numbers.add("prior.bias.agree_chance", a * b + (1 - a) * (1 - b), "the same by chance", unit="share")
     controls = [] if context.controls is None else [c for c in context.controls.items if c.control == PARAPHRASE]
     controls = [item for item in controls if defaults.elsewhere(item)]
     null = _asked(context, evenly(controls, PASSES * context.options.max_pairs)) if controls else ()
@@ -164,7 +163,7 @@ def _bias(
         for key, by in (("before", [np.zeros_like(x) for x in bounds]), ("bias", bounds)):
             shares = estimates.share(_outcomes(null, [_sides([m]) for m in null], by)[:, 0])
             what = "collapse of two paraphrases of one persona" + (", the default taken away" if key == "bias" else "")
-            numbers.add(f"prior.{key}.paraphrase", what=what, unit="share", source=SOURCE, **shares)
+            numbers.add(f"prior.{key}.paraphrase", what=what, unit="share", **shares)
     return {"collapse": before[:, 0], "collapse_bias": after[:, 0], "predicted": expected}
 
 
@@ -204,13 +203,13 @@ def _direction(
             progress(done := done + len(both.batch), len(items))
     before, after = every["none"][0], every["own"][0]
     _enter(numbers, context, items, "direction", before, after, {name: every[name] for name in N_RANDOM})
-    numbers.add("prior.direction.layer", defaults.layer, "layer of it", unit="layer", source=SOURCE)
+    numbers.add("prior.direction.layer", defaults.layer, "layer of it", unit="layer")
     left = Estimates(items, **context.draws).ratio(after[:, 2], before[:, 2])
-    numbers.add("prior.direction.divergence_left", what="D left, of D before", source=SOURCE, **left)
+    numbers.add("prior.direction.divergence_left", what="D left, of D before", **left)
     for name in N_RANDOM:
         mean = every[name][:, :, 2].mean() / before[:, 2].mean()
         what = f"the same with {_words(name)}, mean"
-        numbers.add(f"prior.direction.{name}.divergence_left", mean, what, n=N_RANDOM[name], source=SOURCE)
+        numbers.add(f"prior.direction.{name}.divergence_left", mean, what, n=N_RANDOM[name])
     return {"collapse_direction": after[:, 0], "divergence": before[:, 2], "divergence_direction": after[:, 2]}
 
 
@@ -289,7 +288,7 @@ def _enter(
     estimates = Estimates(items, **context.draws)
     for column, key, sign in ((0, "collapse", 1), (1, "own", -1)):
         what = ("share of pairs with one most likely answer", "share in which each persona chooses its own")[column]
-        about: dict[str, Any] = {"unit": "share", "source": SOURCE}
+        about: dict[str, Any] = {"unit": "share"}
         numbers.add(f"prior.{name}.before.{key}", what=what, **about, **estimates.share(before[:, column]))
         share = estimates.share(after[:, column])
         rates = {kind: values[:, :, column].mean(1) for kind, values in controls.items()}
