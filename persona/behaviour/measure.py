@@ -117,7 +117,7 @@ def measure_pairs(
     progress
         Called with the number of prompts done and of all.
     alike
-        An item's two prompts may be one, as where only its prior is wanted.
+        An item's two prompts may be the same, as where only its prior is wanted.
     align
         ``right`` takes prompts of unequal length: only what follows their ends is read.
 

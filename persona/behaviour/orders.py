@@ -1,10 +1,10 @@
 """Pairs whose prompts list their options, averaged over the orders of the list.
 
-Where options are listed, or have letters, their place in the list counts for the answer. A pair is then asked in all
-cyclic orders, so that every option stands in every place once; its logits are averaged over the orders, option
-by option, and a bias for a place is the same for all options and cancels. How far the margin moves between
-the orders of one prompt is the order effect. What it is made of stands in the rows that ``pairs`` writes:
-``orders_of``, ``order`` and ``options``, what each candidate stands for.
+Where options are listed, or have letters, their place in the list affects the answer. A pair is then asked in all
+cyclic orders, so that every option stands in every place once; its logits are averaged over the orders, option by
+option, and a bias for a place is the same for all options and cancels. How far the margin moves between the orders of
+one prompt is the order effect. The rows that ``pairs`` writes say what is averaged: ``orders_of``, ``order``, and
+``options``, what each candidate stands for.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def statement_questions(content: Any, faults: Faults) -> list[Question]:
 
 
 def outcome_questions(content: Any) -> list[Question]:
-    """Outcomes of a category, four at a time, as they follow each other; what is left of a category asks nothing."""
+    """Outcomes of a category, four at a time, as they follow each other; a single one left over asks nothing."""
     questions = []
     for category, outcomes in content.items():
         texts = list(dict.fromkeys(text.strip() for text in outcomes))

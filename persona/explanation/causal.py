@@ -72,7 +72,7 @@ RANDOM = "agrees with random nodes"
 
 @dataclass(frozen=True)
 class Asked:
-    """A pair that is to be tested: its ids, its candidates' ids, what is known of it, and the D to be restored."""
+    """A pair to be tested: its ids, its candidates' ids, what is inside, and the D to be restored."""
 
     row: Row
     candidates: tuple[int, ...]

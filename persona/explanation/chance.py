@@ -1,4 +1,4 @@
-"""How far the persona's difference is aligned with what reads tokens that have nothing to do with the pair.
+"""How well the persona's difference aligns with the readout of tokens that have nothing to do with the pair.
 
 Streams have few strong directions, so cosines with a readout are not those of random directions,
 1 / sqrt(d_model): on one model they are six times smaller, on another as large. The null is

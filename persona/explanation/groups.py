@@ -1,4 +1,4 @@
-"""One explained pair, and some of them together: by a key of their rows, or all."""
+"""An explained pair, and groups of them: by a key of their rows, or all."""
 
 from __future__ import annotations
 

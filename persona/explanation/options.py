@@ -14,7 +14,7 @@ __all__ = ["ExplainOptions"]
 class ExplainOptions(PlainNumbers):
     """What is explained and how; fixed before the run. ``by`` are keys of the rows, or ``pair``.
 
-    Without ``causal`` no test is run.
+    Without ``causal`` no causal test is run.
     """
 
     by: Annotated[

@@ -1,13 +1,13 @@
 """Why each pair collapses or does not: numbers, a verdict from them, and a causal test of the verdict.
 
 1. every pair, and every control, is asked under both personas (``persona.behaviour.measure``);
-2. both runs are looked into (``persona.explanation.inside``); with ``average`` rows of other paraphrases and wordings
+2. both runs are looked inside (``persona.explanation.inside``); with ``average`` rows of other paraphrases and wordings
    are taken together from here on (``persona.behaviour.wordings``);
 3. paraphrase controls give the null of D, signal and contributions (``persona.explanation.null``);
 4. the numbers give a verdict by thresholds that a file fixes beforehand (``persona.explanation.verdicts``);
 5. the causal test that goes with it is run on the model (``persona.explanation.causal``), and on all paraphrases;
    with ``calibration`` a verdict is given where controls have it rarely (``persona.explanation.calibration``);
-6. pairs are summed up together and by any key of their rows;
+6. pairs are summarised together and by any key of their rows;
 7. where the rows say how they were generated, verdicts are compared with it (``persona.explanation.truth``).
 """
 

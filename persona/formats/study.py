@@ -197,7 +197,7 @@ class _Asking:
         return rows, [row for row in null if row.get("split", split) == split]
 
     def sample(self, split: str) -> Sample:
-        """Which personas meet in which questions: the first that the simplest format gives in this split."""
+        """Which personas meet in which questions: the first pairs that the simplest format gives in this split."""
         template = load_format("cue", self.model.tokenizer)
         built = build_pairs(
             self.personas, self.questions, self.model, template, contrast=self.contrast, options=self._how(null=False)

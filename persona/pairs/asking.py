@@ -58,7 +58,7 @@ FUNCTION_WORDS = frozenset(
 class AskedModel:
     """What a model declared: the questions less the wording asked, each with its ``prefers`` and ``options``.
 
-    ``words`` is what it would say at all; ``wordings`` the wording that each question was asked in; ``meetings``
+    ``words`` is what it is most likely to say; ``wordings`` the wording that each question was asked in; ``meetings``
     the persona pairs whose answers gave the candidates, empty where nothing was mined.
     """
 

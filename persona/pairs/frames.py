@@ -1,4 +1,4 @@
-"""The same persona said of somebody else: what is left of its effect is what its words do, not who somebody is.
+"""The same persona ascribed to somebody else: what is left of its effect is due to its words, not to who it is.
 
     you      You are a monk.                 the persona itself
     again    You are somebody who prays.     the persona in other words of equal meaning: what words alone do
@@ -9,8 +9,8 @@
     nobody   Nobody here is a monk.          nobody
 
 A frame takes the place of ``You are`` (or ``I am``, where the persona speaks of itself) at the head of the
-persona's text, in any format and template. Where that text stands says the row (``spans``); where it does not, the
-two prompts of the pair are compared. Of a frame's wordings that one is taken which gives all frames of
+persona's text, in any format and template. The row says where that text stands (``spans``); where it
+does not, the two prompts of the pair are compared. Of a frame's wordings that one is taken which gives all frames of
 a pair the same number of tokens, where the tokenizer allows it: then nothing differs but the frame.
 """
 
@@ -126,7 +126,7 @@ def _personas(row: Mapping[str, Any]) -> tuple[Span, Span]:
 
 
 def _begins(row: Mapping[str, Any], personas: tuple[Span, Span]) -> tuple[str, tuple[Span, Span]]:
-    """Whether the persona is said in the second or first person, and which characters of either prompt say it."""
+    """Whether the persona is in the second or the first person, and which characters of either prompt say so."""
     for voice, pattern in BEGINS.items():
         clean, corrupt = (pattern.match(row[side], span[0]) for side, span in zip(SIDES, personas, strict=True))
         if clean and corrupt:

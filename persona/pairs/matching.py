@@ -209,7 +209,7 @@ def _moved(clean: Encoded, corrupt: Encoded) -> dict[str, tuple[int, ...]]:
 def leak_finder(options: tuple[str, ...]) -> Callable[[str], list[str]]:
     """Finds options as whole words, with any spacing or hyphen between their words.
 
-    In any case, but for single letters: "a" is an article and no option A, which is found as it is written.
+    In any case, except for single letters: "a" is an article, so option A is found only as it is written.
     """
     patterns = {
         option: re.compile(

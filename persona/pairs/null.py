@@ -4,7 +4,7 @@ Question, template, filler and answers are those of the actual pair, one paraphr
 that is possible. The persona is A's and B's in turn. Of each pair come two null pairs: one of equal
 token length, whose divergence is the paraphrase null, and with ``right`` one of unequal length: as
 unequal as the pair itself, or as another one of the file where the pair is equal, or by chance where
-all are. A wording that the source sets aside is left out: that a model does not know it is no null.
+all are. A wording that the source sets aside is left out: a model that does not know it would not give a null.
 No two null pairs ask the same prompts for the same answers.
 """
 
@@ -93,7 +93,7 @@ def _gap(row: Mapping[str, Any]) -> int:
 
 @dataclass
 class _Log:
-    """The null pairs so far, and what each persona gave; the one thing here that grows."""
+    """The null pairs so far, and which personas gave some; the only mutable state here."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)

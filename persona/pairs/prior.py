@@ -1,7 +1,7 @@
 """Pairs for the generic prior: one persona, two questions whose defaults differ.
 
 They are made of the prompts of a pair file, so that the circuit of the prior is searched on the
-prompts that the persona's circuit is searched on, met another way:
+prompts that the persona's circuit is searched on, combined differently:
 
 1. The default of a question is the candidate that the model likes best without a persona, by the
    mean log probability over wordings other than those of the row. No prompt that ends up in a pair is asked.

@@ -121,7 +121,7 @@ def default_null(path: str | Path) -> Path:
 
 @dataclass
 class Tally:
-    """What happened while pairs were made; the one thing here that grows."""
+    """What happened while pairs were made; the only mutable state here."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)

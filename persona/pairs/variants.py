@@ -1,4 +1,4 @@
-"""The same pairs said in other ways: every prompt of a pair file rewritten by named rules.
+"""The same pairs in other words: every prompt of a pair file rewritten by named rules.
 
 A variant is a list of substitutions, each a regular expression and what takes its place, done
 in turn on the clean and on the corrupt prompt, once each:
@@ -69,7 +69,7 @@ def vary(pairs: str | Path, rules: Rules, reader: Reader, *, split: str | None =
 
 
 class Unfit(Exception):
-    """Why a base cannot be said in one of the variants."""
+    """Why a base cannot be put in one of the variants."""
 
 
 def varied(

@@ -1,4 +1,4 @@
-"""What is to be said: personas, questions, samples, and their prompts."""
+"""What the model is asked to say: personas, questions, samples, and their prompts."""
 
 from __future__ import annotations
 

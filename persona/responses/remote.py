@@ -201,7 +201,7 @@ def _ask_all(
 
 
 def _tell(results: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, key: str, chat: Chat) -> None:
-    """Ask in a thread of its own; what came of it, errors too, is told to the one that waits."""
+    """Ask in a thread of its own; the outcome, errors too, is passed to the thread that waits."""
     try:
         outcome: Outcome = _ask_one(client, place, chat)
     except _Over as error:
@@ -212,7 +212,7 @@ def _tell(results: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoin
 
 
 def _next(results: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint) -> tuple[str, Outcome]:
-    """What came of the next request that ends, or whose time is over; it runs no longer."""
+    """The outcome of the next request that ends or runs out of time; it counts as running no longer."""
     while True:
         soonest = min(running, key=running.__getitem__)
         try:

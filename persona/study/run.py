@@ -95,7 +95,7 @@ def run_study(
     only
         The stages to run; others count where they are finished. All, if empty.
     stage
-        Called when a part of the work begins, with its name; gives the function that is told of progress.
+        Called when a part of the work begins, with its name; gives the function that is called with its progress.
 
     Returns
     -------

@@ -86,7 +86,7 @@ def causes_numbers(
 
 
 def _controls(context: Context) -> ItemFile | None:
-    """The file's controls, and where there are several wordings pairs of two personas of one declared answer."""
+    """The file's controls, and, with several wordings, pairs of two personas that have the same declared answer."""
     file = context.controls
     if context.wordings is None:
         return file
@@ -95,7 +95,7 @@ def _controls(context: Context) -> ItemFile | None:
 
 
 def same_side(items: Sequence[Item]) -> list[Item]:
-    """Pairs of the prompts of these: two personas whose declared answers to the question are one, a row of each two."""
+    """Pairs made of these prompts: two personas with the same declared answer to the question, a row for each two."""
     sides: dict[tuple[str, object, object, tuple[str, ...], tuple[str, ...]], list[tuple[str, str, Item]]] = {}
     for item in items:
         source = item.pair
@@ -180,7 +180,7 @@ def _tests(numbers: StageNumbers, rows: Sequence[Explained], study: Explanation)
 
 
 def _truth(numbers: StageNumbers, study: Explanation, draws: Mapping[str, int]) -> None:
-    """Of the study's pairs and of its controls but paraphrases; intervals of the share, p of permuted verdicts."""
+    """Over the study's pairs and its controls except paraphrases; interval of the share, p by permuted verdicts."""
     given = study.agreement
     if given is None:
         return

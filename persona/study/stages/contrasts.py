@@ -251,7 +251,7 @@ def _variants(context: Context, file: ItemFile, numbers: StageNumbers, folder: P
 
 
 def _paraphrases(file: ItemFile | None) -> ItemFile | None:
-    """What sigma_0 is made of; None without any."""
+    """The paraphrases, from which sigma_0 follows; None without any."""
     if file is None:
         return None
     kept = tuple(item for item in file.items if item.control == PARAPHRASE)

@@ -1,4 +1,4 @@
-"""Stage ``frames`` of a study: of whom the persona is said, and whether the same edges carry it.
+"""Stage ``frames`` of a study: whom the prompt describes as the persona, and whether the same edges carry it.
 
 frames.csv      D of the same pairs in every frame, beside their D in the frame ``you``
 pairs.csv       D of every pair in every frame

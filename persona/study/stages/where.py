@@ -104,7 +104,7 @@ def persistence_numbers(
 
 
 def _probe(context: Context, folder: Path, numbers: StageNumbers) -> None:
-    """Where it is not to be thorough: held out by question and by split, at the persona's end and the prompt's."""
+    """Unless thorough, held out by question and by split alone, at the persona's end and the prompt's."""
     options, examples = context.options, context.examples()
     every = context.model.graph.n_layers if options.quick else options.probe_every
     draws = max(100, options.n_resamples // 4)
