@@ -97,7 +97,7 @@ class _Log:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
-    found: dict[tuple[str, str], bool] = field(default_factory=dict)
+    has_pairs: dict[tuple[str, str], bool] = field(default_factory=dict)
     _known: set[frozenset[str]] = field(default_factory=set)
 
     def take(self, persona: Persona, kind: str, rows: Iterator[dict[str, Any]]) -> bool:
@@ -107,9 +107,9 @@ class _Log:
             if key not in self._known:
                 self._known.add(key)
                 self.rows.append(row)
-                self.found[persona.name, kind] = True
+                self.has_pairs[persona.name, kind] = True
                 return True
-        self.found.setdefault((persona.name, kind), False)
+        self.has_pairs.setdefault((persona.name, kind), False)
         return False
 
 
@@ -118,7 +118,7 @@ def _without(pairs: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str
     met = {persona.name: len(persona.wordings) for pair in pairs for persona in (pair.case.a, pair.case.b)}
     lacking = {"a second paraphrase": tuple(name for name, n in met.items() if n < 2)}
     for kind in kinds:
-        never = (name for name, n in met.items() if n > 1 and log.found.get((name, kind)) is False)
+        never = (name for name, n in met.items() if n > 1 and log.has_pairs.get((name, kind)) is False)
         lacking[f"two paraphrases of {kind} length"] = tuple(never)
     return {what: names for what, names in lacking.items() if names}
 

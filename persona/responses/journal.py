@@ -53,7 +53,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             content = self.path.read_bytes() if self.path.exists() else b""
-            self._found = self._parsed(content)
+            self._entries = self._parsed(content)
             self._file = self.path.open("ab", buffering=0)
             if content and not content.endswith(b"\n"):
                 self._file.write(b"\n")
@@ -67,11 +67,11 @@ class Journal:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._entries)
 
     def get(self, key: str, **types: type) -> dict[str, Any] | None:
         """What stands under the key; None where nothing does, or something without values of these types."""
-        entry = self._found.get(key)
+        entry = self._entries.get(key)
         good = entry is not None and all(isinstance(entry.get(name), wanted) for name, wanted in types.items())
         return entry if good else None
 
@@ -80,7 +80,7 @@ class Journal:
         line = json.dumps({"key": key, **value}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             append(self._file, line, self.path)
-            self._found[key] = dict(value)
+            self._entries[key] = dict(value)
 
     def _parsed(self, content: bytes) -> dict[str, dict[str, Any]]:
         items: dict[str, dict[str, Any]] = {}

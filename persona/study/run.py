@@ -132,11 +132,10 @@ def run_study(
 def _written(results: Mapping[str, StageResult], context: Context, plans: Sequence[Plan], out: Path) -> Study:
     """The study as far as it is, with its numbers, plans and report in files."""
     stages = tuple(results[name] for name in STAGES if name in results)
-    numbers = {name: number for stage in stages for name, number in stage.numbers.items()}
-    judged = tuple((plan, outcomes(plan, numbers)) for plan in plans)
     missing = tuple(name for name in STAGES if name not in results)
     model = context.model
-    study = Study(model.name, model.fingerprint, context.files, context.options, stages, missing, judged)
+    study = Study(model.name, model.fingerprint, context.files, context.options, stages, missing, ())
+    study = replace(study, plans=tuple((plan, outcomes(plan, study.numbers)) for plan in plans))
     context.stage("numbers and report")
     with replace_folder(out) as staging:
         _write(study, report(study, context, out), staging)
