@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> 
 def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], options: StudyOptions) -> Estimate | None:
     """The roots of the ends of the mean square's interval."""
     shared = shared_by([row.measure.item for row in paraphrases])
-    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
+    draws: dict[str, Any] = {"n_resamples": options.n_resamples, "seed": options.seed}
     estimate = two_way_mean([value**2 for value in null], *shared, within=(0.0, math.inf), **draws)
     if estimate is None:
         return None
