@@ -35,7 +35,7 @@ from persona_circuits import metrics
 from persona_circuits.circuit.forward import Prefix
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import Kept, packed, unpacked
 from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.persona.explanation.inside import Inside
@@ -114,8 +114,7 @@ def run_test(
     for batch in batches([item.row for item in asked], batch_size, model.device):
         done = unpacked(kept.of(f"{test} {batch.place}", partial(outcomes, batch))["outcomes"])
         results |= {index: Outcome(**outcome) for index, outcome in zip(batch.indices, done, strict=True)}
-        if progress is not None:
-            progress(len(results), len(asked))
+        (progress or untold)(len(results), len(asked))
     return tuple(results[item.row.index] for item in asked)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import Kept, packed, unpacked
 from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.explanation.chance import chance_alignment
@@ -110,8 +110,7 @@ def look_inside(
             kept.add({f"inside {batch.place}": done, "spread": spread.arrays()})
         gaps |= dict(zip(batch.indices, torch.from_numpy(done["gaps"]), strict=True))
         by_row |= {i: _restored(inside) for i, inside in zip(batch.indices, unpacked(done["pairs"]), strict=True)}
-        if progress is not None:
-            progress(len(by_row), len(rows))
+        (progress or untold)(len(by_row), len(rows))
     scale = spread.of_two()
     return tuple(_with_signal(by_row[row.index], gaps[row.index], scale) for row in rows)
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.graph import Node
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Row, Task, encode
 from persona_circuits.persona.inside.heads import attention_of
@@ -84,8 +84,7 @@ def look_inside(
         direct.append((a.direct - b.direct).double().cpu().numpy())
         lens.append([x - y for x, y in zip(_margins(model, a, row), _margins(model, b, row), strict=True)])
         divergences.append(lens[-1][-1])
-        if progress is not None:
-            progress(done, len(rows) + 1)
+        (progress or untold)(done, len(rows) + 1)
     mean, whole = np.mean(direct, 0), float(np.mean(divergences))
     middle = int(np.argsort(divergences)[(len(rows) - 1) // 2])
     row = rows[middle]
@@ -109,8 +108,7 @@ def look_inside(
         "signal": _signal(*sides),
         "lens": _lens(model, sides, np.mean(lens, 0)),
     }
-    if progress is not None:
-        progress(len(rows) + 1, len(rows) + 1)
+    (progress or untold)(len(rows) + 1, len(rows) + 1)
     return record
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.responses.tokens import SpokenTokens
 from persona_circuits.persona.streams import grouped
 
@@ -37,8 +37,7 @@ def log_likelihoods(
             assert rows[i].start >= 1, "something stands before the response"
             by_row[i] = values[rows[i].start - 1 :]
         done += len(group)
-        if progress is not None:
-            progress(done, len(rows))
+        (progress or untold)(done, len(rows))
     return by_row
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.task import FormTable
 
 __all__ = ["collect", "grouped", "id_table", "point_names", "trace"]
@@ -110,8 +110,7 @@ def collect(
         at = torch.tensor([list(places[i]) for i in group], device=model.device)
         streams[group] = trace(model, tokens, at).streams.transpose(0, 1).float().cpu()
         done += len(group)
-        if progress is not None:
-            progress(done, len(prompts))
+        (progress or untold)(done, len(prompts))
     return streams
 
 
