@@ -11,7 +11,7 @@ from tests_disks import mounted
 from persona_circuits.circuit import model as model_package
 from persona_circuits.circuit.errors import TaskError, WriteError
 from persona_circuits.commands.evaluation import _state_beside
-from persona_circuits.persona.study import Found
+from persona_circuits.persona.study import StageNumbers
 
 DATASETS = ROOT / "datasets"
 TEXTS = ["--personas", DATASETS / "personas.jsonl", "--questions", DATASETS / "questions.jsonl"]
@@ -121,7 +121,7 @@ def test_a_run_whose_folder_is_read_only(run, tmp_path, monkeypatch):
 
 
 def test_a_stage_that_cannot_be_written_is_no_note():
-    found = Found()
+    found = StageNumbers()
     with found.attempt("a part"):
         raise TaskError("these pairs do not allow it")
     assert found.notes == ["a part: these pairs do not allow it"]

@@ -1,4 +1,4 @@
-"""What personas do to choices, and how often nothing.
+"""How personas change choices, and how often they do not.
 
 Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
 """

@@ -1,15 +1,15 @@
 """The behavioural study: where two personas get one answer, and whether persona or prior decides.
 
-1. every pair is asked under both personas, its question without one in other wordings,
-   and the paraphrase controls like any pair (``persona.behaviour.measure``);
+1. every pair is asked under both personas, its question also under none in other wordings;
+   paraphrase controls are asked like pairs (``persona.behaviour.measure``);
    where options are listed, a pair is the mean over all orders of its list; with ``average`` it is the mean over
    all paraphrases and wordings of the same two personas and question (``persona.behaviour.wordings``);
 2. sigma_0, the spread of D over paraphrases of one persona, says which D are no signal;
 3. every pair gets a bias bin, from its neutral wordings where there are any;
    with ``predict`` collapse is predicted from other wordings (``persona.behaviour.prediction``);
-4. pairs are summed up together and along each axis, with the paraphrases of the same
+4. pairs are summarised together and along each axis, with the paraphrases of the same
    value of that axis beside them (all paraphrases where it has none);
-5. every question is summed up over the personas that it was put to.
+5. every question is summarised over the personas that were asked it.
 
 Intervals are two-way cluster bootstraps over persona pairs and questions; the p of
 D = 0 flips the signs of all pairs of two personas together (``persona.data.statistics``).
@@ -89,5 +89,5 @@ def study_collapse(
     draws = {"n_resamples": options.n_resamples, "seed": options.seed}
     prediction = predicted(measures, **draws) if options.predict else None
     measures = pooled(measures) if options.average else measures
-    found = summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)
-    return replace(found, prediction=prediction)
+    study = summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)
+    return replace(study, prediction=prediction)

@@ -1,7 +1,7 @@
 """Figures of the behavioural study.
 
 divergence against prior   every pair's |b| and D, and the lines |D| = 2 |b|: between them the
-                           two declared tokens do not part, whatever the persona
+                           more likely of the two tokens is the same under both personas
 personas by questions      mean D of the pairs in which a persona meets a question
 early against late         D by placement; where the same two personas meet the same question
                            in both placements, one against the other
@@ -28,21 +28,22 @@ LOOKS = {
 
 def write_collapse_figures(study: CollapseStudy, folder: Path) -> None:
     """Write ``collapse.html`` and a PNG of each figure."""
-    write_figures(collapse_figures(study), folder, page="collapse.html", title=_title(study), notes=study.notes)
+    title = f"Persona collapse: {Path(study.model).name}"
+    write_figures(collapse_figures(study), folder, page="collapse.html", title=title, notes=study.notes)
 
 
 def collapse_figures(study: CollapseStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {
+    figures = {
         "divergence-by-prior": divergence_by_prior(study),
         "divergence-by-persona": divergence_by_persona(study),
         "divergence-by-placement": divergence_by_placement(study),
     }
-    return {name: figure for name, figure in found.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def divergence_by_prior(study: CollapseStudy) -> Chart:
-    """D against |b|, a point per pair, known by its outcome; paraphrase controls in grey."""
+    """D against |b|, a point per pair, marked by its outcome; paraphrase controls in grey."""
     paraphrases = [row for row in study.control_pairs if row.measure.item.control == "paraphrase"]
     marks: list[Curve | Points] = [_points(paraphrases, "paraphrase control", GREY, "x")] if paraphrases else []
     for outcome, (colour, symbol) in LOOKS.items():
@@ -92,10 +93,6 @@ def divergence_by_placement(study: CollapseStudy) -> Chart | None:
     points = Points(f"same pair ({len(matched)})", x, y, hover=[_label(early) for early, _ in matched])
     line = Curve("no difference", ends, ends, dash="dash", colour="#000000", markers=False)
     return chart([points, line], title=title, x="persona effect (D), placed early; logits", y="the same, placed late")
-
-
-def _title(study: CollapseStudy) -> str:
-    return f"Persona collapse: {Path(study.model).name}"
 
 
 def _points(rows: Sequence[PairRow], name: str, colour: str, symbol: str) -> Points:

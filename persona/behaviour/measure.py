@@ -85,6 +85,12 @@ class PairMeasure:
         """Both personas lean to the same of the two declared tokens: |b| >= |D|/2."""
         return abs(self.prior) >= abs(self.divergence) / 2
 
+    def log_probs(self, side: str, order: Sequence[str], names: Sequence[str] | None = None) -> list[float]:
+        """Under persona ``a`` or ``b``, in this order of candidates; ``names`` are what the candidates stand for."""
+        values = self.log_probs_a if side == "a" else self.log_probs_b
+        by_name = dict(zip(names or self.item.candidates, values, strict=True))
+        return [by_name[name] for name in order]
+
     @property
     def low_mass(self) -> bool:
         """Under either persona the candidates hold less than a fifth of the probability."""
@@ -111,7 +117,7 @@ def measure_pairs(
     progress
         Called with the number of prompts done and of all.
     alike
-        An item's two prompts may be one, as where only its prior is wanted.
+        An item's two prompts may be the same, as where only its prior is wanted.
     align
         ``right`` takes prompts of unequal length: only what follows their ends is read.
 
@@ -174,7 +180,7 @@ class Answer:
 
 
 def _asking(item: Item, clean: str, corrupt: str, name: str) -> PromptPair:
-    """The item's candidates, all of them, after two prompts; in this order: declared wrong answers last."""
+    """Two prompts with all candidates of the item, the declared wrong answers last."""
     pair = item.pair
     rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
     answers = (rest, pair.wrong_answers)
@@ -185,16 +191,16 @@ def _candidate_ids(
     pairs: Sequence[PromptPair], rows: Sequence[Row], items: Sequence[Item], source: str
 ) -> list[list[int]]:
     """Token ids of every row's candidates, in the item's order."""
-    found, faults = [], []
+    table, faults = [], []
     for pair, row, item in zip(pairs, rows, items, strict=True):
         texts, ids = (*pair.answers, *pair.wrong_answers), (*row.answers, *row.wrong_answers)
         id_of = dict(zip(texts, ids, strict=True))
-        found.append([id_of[text] for text in item.candidates])
+        table.append([id_of[text] for text in item.candidates])
         if len(set(ids)) < len(ids):
             faults.append(f"{pair.place}: two candidates are the same token")
     if faults:
         raise TaskError(listed(f"{source} has {len(faults)} fault(s):", faults))
-    return found
+    return table
 
 
 def _answers(
@@ -205,17 +211,17 @@ def _answers(
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean, batch.clean_padding, batch.forms)
         other = clean if same else _last_logits(model, batch.corrupt, batch.corrupt_padding, batch.forms)
-        both = torch.stack([clean, other])
-        check_finite(both.transpose(0, 1), batch.name)
-        apart = metrics.jensen_shannon(*both)
+        logits = torch.stack([clean, other])
+        check_finite(logits.transpose(0, 1), batch.name)
+        distances = metrics.jensen_shannon(*logits)
         for place, index in enumerate(batch.indices):
             candidates = torch.tensor(ids[index]).expand(2, -1)
-            log_probs = metrics.candidate_logits(both[:, place].log_softmax(-1), candidates)
+            log_probs = metrics.candidate_logits(logits[:, place].log_softmax(-1), candidates)
             forms = rows[index].forms
             names = None if forms is None else dict(enumerate(forms.names, model.n_vocab))
-            words = mean_words([top_words(row, model.tokenizer, names=names) for row in both[:, place]])
+            words = mean_words([top_words(row, model.tokenizer, names=names) for row in logits[:, place]])
             left_out = () if forms is None else forms.left_out
-            answers[index] = Answer(log_probs, apart[place].item(), words, left_out)
+            answers[index] = Answer(log_probs, distances[place].item(), words, left_out)
         progress(len(answers), len(rows))
     answers = parallel.gathered(answers)
     return [answers[index] for index in range(len(rows))]
@@ -228,8 +234,8 @@ def _last_logits(
     if forms is None:
         return model.logits(tokens, padding)[:, -1].cpu().double()
     with torch.no_grad():
-        found = run(model, *model.start(tokens, padding, forms), contributions=False, answer_only=True)
-    return found.logits.cpu().double()
+        result = run(model, *model.start(tokens, padding, forms), contributions=False, answer_only=True)
+    return result.logits.cpu().double()
 
 
 def measured(item: Item, answer: Answer, neutral: Sequence[Answer]) -> PairMeasure:

@@ -39,11 +39,7 @@ class StudyOptions(PlainNumbers):
     predict: Annotated[bool, Option("Predict collapse of held-out pairs from other wordings, beside rivals.")] = False
 
     def checked(self) -> StudyOptions:
-        """Itself.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
+        """These options, or an OptionError where a number is out of its range."""
         check_choices(self)
         check_least(self, batch_size=1, n_resamples=1, seed=0)
         return self

@@ -6,8 +6,8 @@
 Nothing of a row's own logits is used for it. Rivals are the effect alone, the lead alone, the places of the two
 answers among the candidates and of the persona, the format, and the majority (no predictor at all). Each is a
 logistic regression; its loss on a row is of a fit to rows that share neither the row's persona pair nor its question:
-both are dealt into folds, and a fold of one meets a fold of the other. A persona may meet another one in the rows
-fitted on. Losses are -log of the probability of what happened, in nats.
+both are divided into folds, and every fold of one is held out with every fold of the other. A persona may
+occur with another one in the rows fitted on. Losses are -log of the probability of what happened, in nats.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.wordings import grouped_rows
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_mean
+from persona_circuits.persona.data.items import shared_by
 
 __all__ = ["Prediction", "Predictor", "known_elsewhere", "predicted"]
 
@@ -65,19 +66,19 @@ def predicted(measures: Sequence[PairMeasure], *, n_resamples: int = 2000, seed:
     TaskError
         Too few rows have other wordings, or there are too few persona pairs or questions to hold out.
     """
-    main = [one for one in measures if one.item.control == "none"]
+    main = [m for m in measures if m.item.control == "none"]
     known = known_elsewhere(main)
-    rows = [one for one, values in zip(main, known, strict=True) if values is not None]
+    rows = [m for m, values in zip(main, known, strict=True) if values is not None]
     x = np.array([values for values in known if values is not None], dtype=np.float64).reshape(-1, 2)
-    pairs, n_pairs = cluster_codes([one.item.persona_pair for one in rows])
-    asked, n_questions = cluster_codes([one.item.question for one in rows])
+    pairs, n_pairs = cluster_codes([m.item.persona_pair for m in rows])
+    asked, n_questions = cluster_codes([m.item.question for m in rows])
     if min(n_pairs, n_questions) < LEAST:
         raise TaskError(
             f"collapse can be predicted of {len(rows)} of {len(main)} rows, {n_pairs} persona pairs and {n_questions} "
             f"questions; {LEAST} of each are needed. A row needs a neutral wording (--neutral, or neutral prompts of "
             "other wordings) and another wording of its persona pair and question (pairs --variants)"
         )
-    y = np.array([one.collapses for one in rows])
+    y = np.array([m.collapses for m in rows])
     features = {
         OURS: x,
         "effect alone": x[:, 1:],
@@ -86,18 +87,18 @@ def predicted(measures: Sequence[PairMeasure], *, n_resamples: int = 2000, seed:
         "format": _formats(rows),
         "majority": np.zeros((len(rows), 0)),
     }
-    held = _held_out(pairs, n_pairs, asked, n_questions, seed)
-    losses = {name: _losses(values, y, held) for name, values in features.items()}
-    personas, questions = [one.item.personas for one in rows], [one.item.question for one in rows]
+    folds = _held_out(pairs, n_pairs, asked, n_questions, seed)
+    losses = {name: _losses(values, y, folds) for name, values in features.items()}
+    shared = shared_by([m.item for m in rows])
 
     def mean(values: Float[np.ndarray, " row"]) -> Estimate:
-        found = two_way_mean(values.tolist(), personas, questions, n_resamples=n_resamples, seed=seed)
-        assert found is not None, "there are rows"
-        return found
+        estimate = two_way_mean(values.tolist(), *shared, n_resamples=n_resamples, seed=seed)
+        assert estimate is not None, "there are rows"
+        return estimate
 
     def predictor(name: str, loss: Float[np.ndarray, " row"]) -> Predictor:
         less = losses["majority"] - loss
-        p = sign_flip(less.tolist(), personas, questions, n_resamples=n_resamples, seed=seed)
+        p = sign_flip(less.tolist(), *shared, n_resamples=n_resamples, seed=seed)
         assert p is not None, "there are rows"
         return Predictor(name, mean(loss), mean(less), p, None if name == OURS else mean(loss - losses[OURS]))
 
@@ -111,46 +112,48 @@ def known_elsewhere(measures: Sequence[PairMeasure]) -> list[tuple[float, float]
     The lead is of the neutral wordings that the row does not use; where its neutral prompt is its own wording's, of the
     other rows of the question in other wordings. The effect is |mean D| of the rows that differ in wording from it.
     """
-    groups = {place: group for group in grouped_rows([one.item for one in measures]) for place in group}
+    groups = {place: group for group in grouped_rows([measure.item for measure in measures]) for place in group}
     by_question: dict[str, list[int]] = {}
-    for place, one in enumerate(measures):
-        by_question.setdefault(one.item.question, []).append(place)
-    found: list[tuple[float, float] | None] = []
-    for place, one in enumerate(measures):
-        others = [measures[i] for i in groups[place] if _other_wording(one, measures[i])]
-        lead = _lead(one, [measures[i] for i in by_question[one.item.question] if _other_wording(one, measures[i])])
+    for place, measure in enumerate(measures):
+        by_question.setdefault(measure.item.question, []).append(place)
+    known: list[tuple[float, float] | None] = []
+    for place, measure in enumerate(measures):
+        others = [measures[i] for i in groups[place] if _other_wording(measure, measures[i])]
+        lead = _lead(
+            measure, [measures[i] for i in by_question[measure.item.question] if _other_wording(measure, measures[i])]
+        )
         effect = abs(float(np.mean([other.divergence for other in others]))) if others else None
-        found.append(None if lead is None or effect is None else (lead, effect))
-    return found
+        known.append(None if lead is None or effect is None else (lead, effect))
+    return known
 
 
-def _lead(one: PairMeasure, others: Sequence[PairMeasure]) -> float | None:
-    if one.neutral is not None and not one.item.pair.neutral:
-        return one.neutral.lead
+def _lead(measure: PairMeasure, others: Sequence[PairMeasure]) -> float | None:
+    if measure.neutral is not None and not measure.item.pair.neutral:
+        return measure.neutral.lead
     leads = [other.neutral.lead for other in others if other.neutral is not None]
     return float(np.mean(leads)) if leads else None
 
 
-def _other_wording(one: PairMeasure, other: PairMeasure) -> bool:
+def _other_wording(measure: PairMeasure, other: PairMeasure) -> bool:
     """Another wording of the question where rows say which, else another prompt."""
-    mine, its = one.item.pair, other.item.pair
-    if "wording" in mine.row and "wording" in its.row:
-        return bool(mine.row["wording"] != its.row["wording"])
-    return mine.clean != its.clean and mine.corrupt != its.corrupt
+    pair, reference = measure.item.pair, other.item.pair
+    if "wording" in pair.row and "wording" in reference.row:
+        return bool(pair.row["wording"] != reference.row["wording"])
+    return pair.clean != reference.clean and pair.corrupt != reference.corrupt
 
 
 def _positions(rows: Sequence[PairMeasure]) -> Float[np.ndarray, "row 3"]:
     """Places of the two answers among the candidates, from 0 to 1, and whether the persona stands late."""
-    found = []
-    for one in rows:
-        order, last = one.item.candidates, max(1, len(one.item.candidates) - 1)
-        places = (order.index(side[0]) / last for side in (one.item.pair.answers, one.item.pair.wrong_answers))
-        found.append([*places, float(one.item.axes.get("placement") == "late")])
-    return np.array(found)
+    positions = []
+    for measure in rows:
+        order, last = measure.item.candidates, max(1, len(measure.item.candidates) - 1)
+        places = (order.index(side[0]) / last for side in (measure.item.pair.answers, measure.item.pair.wrong_answers))
+        positions.append([*places, float(measure.item.axes.get("placement") == "late")])
+    return np.array(positions)
 
 
 def _formats(rows: Sequence[PairMeasure]) -> Float[np.ndarray, "row format"]:
-    codes, n = cluster_codes([str(one.item.pair.row.get("template", "")) for one in rows])
+    codes, n = cluster_codes([str(m.item.pair.row.get("template", "")) for m in rows])
     return np.eye(n)[codes]
 
 
@@ -159,18 +162,19 @@ def _held_out(
 ) -> list[tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]]:
     """Rows to fit on and rows to test on: of a fold of persona pairs and one of questions, against rows of neither."""
     rng = np.random.default_rng(seed)
-    one, two = (rng.permutation(n)[codes] % min(FOLDS, n) for codes, n in ((pairs, n_pairs), (asked, n_questions)))
-    cells = [(one == i, two == j) for i in np.unique(one) for j in np.unique(two)]
-    return [(~own & ~its, own & its) for own, its in cells if (own & its).any()]
+    codes = ((pairs, n_pairs), (asked, n_questions))
+    folds = [rng.permutation(n)[clusters] % min(FOLDS, n) for clusters, n in codes]
+    cells = [(folds[0] == i, folds[1] == j) for i in np.unique(folds[0]) for j in np.unique(folds[1])]
+    return [(~pair & ~question, pair & question) for pair, question in cells if (pair & question).any()]
 
 
 def _losses(
     x: Float[np.ndarray, "row feature"],
     y: Bool[np.ndarray, " row"],
-    held: Sequence[tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]],
+    folds: Sequence[tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]],
 ) -> Float[np.ndarray, " row"]:
     losses = np.zeros(len(y))
-    for fit, test in held:
+    for fit, test in folds:
         share = _probability(x[fit], y[fit], x[test])
         losses[test] = -np.log(np.where(y[test], share, 1 - share))
     return losses
@@ -188,5 +192,5 @@ def _probability(
     from sklearn.linear_model import LogisticRegression
 
     scaled = [(values[:, varies] - x[:, varies].mean(0)) / spread[varies] for values in (x, new)]
-    found = LogisticRegression().fit(scaled[0], y).predict_proba(scaled[1])[:, 1]
-    return np.clip(found, 1e-6, 1 - 1e-6)
+    probability = LogisticRegression().fit(scaled[0], y).predict_proba(scaled[1])[:, 1]
+    return np.clip(probability, 1e-6, 1 - 1e-6)

@@ -23,6 +23,7 @@ from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.behaviour.prediction import Prediction
 from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
 from persona_circuits.persona.data import drawn_over
+from persona_circuits.persona.data.items import shared_by
 
 __all__ = ["collapse_record", "group_table", "prediction_table", "write_collapse"]
 
@@ -48,7 +49,7 @@ GROUPS = (
     Column("95 %", "summary.collapse", comma()),
     Column("agree", "summary.agree", ".2f"),
     Column("mass", "summary.mass", ".2f"),
-    Column("paraphrases", "paraphrase", lambda one: f"{one.divergence.value:+.2f}, {one.collapse.value:.2f}"),
+    Column("paraphrases", "paraphrase", lambda group: f"{group.divergence.value:+.2f}, {group.collapse.value:.2f}"),
 )
 """The median PDR; collapse over all candidates, agreement within the two declared tokens; D and collapse of the
 paraphrase controls beside the group."""
@@ -72,7 +73,6 @@ def write_collapse(study: CollapseStudy, folder: str | Path) -> None:
 
 def collapse_record(study: CollapseStudy) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON."""
-    items = [row.measure.item for row in study.pairs]
     record = {
         "format": FORMAT,
         "version": 1,
@@ -84,7 +84,7 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "placement_late_minus_early": study.placement,
         "prediction": study.prediction,
         "notes": study.notes,
-        "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
+        "resampled": drawn_over(*shared_by([row.measure.item for row in study.pairs])),
         "groups": [study.overall, *study.groups, *study.controls],
         "questions": study.questions,
         "pairs": [_pair(row) for row in (*study.pairs, *study.control_pairs)],
@@ -113,13 +113,11 @@ def _pair(row: PairRow) -> dict[str, Any]:
         **axes,
         "bias": row.bias,
         "bias_source": row.bias_source,
-        "divergence": measure.divergence,
-        "prior": measure.prior,
+        **picked(measure, "divergence", "prior"),
         "neutral_prior": neutral and neutral.margin,
         "neutral_lead": neutral and neutral.lead,
         "neutral_wordings": neutral.n if neutral else 0,
-        "prior_dominance": measure.prior_dominance,
-        "required_gain": measure.required_gain,
+        **picked(measure, "prior_dominance", "required_gain"),
         "outcome": row.outcome,
         **picked(measure, "choice_a", "choice_b", "collapses", "agrees", "jensen_shannon", "jensen_shannon_vocabulary"),
         **picked(measure, "soft_collapse", "mass_a", "mass_b", "low_mass", "order_spread"),
@@ -127,6 +125,5 @@ def _pair(row: PairRow) -> dict[str, Any]:
         "rows": max(1, len(measure.row_divergences)),
         "row_divergences": measure.row_divergences,
         "candidates": item.candidates,
-        "log_probs_a": measure.log_probs_a,
-        "log_probs_b": measure.log_probs_b,
+        **picked(measure, "log_probs_a", "log_probs_b"),
     }

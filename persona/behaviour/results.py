@@ -1,4 +1,4 @@
-"""Choices of a collapse study, and what it finds."""
+"""Results of a collapse study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARAPHRASE = "paraphrase"
 
 @dataclass(frozen=True)
 class PairRow:
-    """A pair's measures in the light of the whole study.
+    """A pair's measures, and what the whole study says of them.
 
     ``bias`` is ``high``, ``low`` or ``unknown``; ``bias_source`` is ``neutral`` (measured),
     ``file`` (the pair file says so) or ``none``. ``outcome`` is the first that fits of ``no signal``
@@ -107,8 +107,8 @@ class CollapseStudy:
     ``placement`` is mean D late minus mean D early, None unless there are both. ``order_effect`` is the spread of the
     margin between orders of listed options, None where none are listed; ``words`` what the model would rather say.
     ``sigma_0`` is a root mean square,
-    ``sigma_0_interval`` its own over what paraphrases share; ``sigma_0_median`` is the median |D| in its place,
-    1.4826 times, which a few paraphrases that are none do not move. ``rows_per_pair`` is how many rows of other
+    ``sigma_0_interval`` its interval over what paraphrases share; ``sigma_0_median`` is 1.4826 times the median |D|,
+    which a few bad paraphrases do not move. ``rows_per_pair`` is how many rows of other
     paraphrases and wordings most pairs are the mean of; sigma_0 is of means over as many.
     """
 

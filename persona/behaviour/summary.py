@@ -1,9 +1,10 @@
-"""Rows of a collapse study added up, by group and by question."""
+"""Summaries of a collapse study, by group and by question."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from persona_circuits.persona.behaviour.results import (
 )
 from persona_circuits.persona.behaviour.wordings import null_divergences, usual_rows
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean
+from persona_circuits.persona.data.items import shared_by
 from persona_circuits.persona.data.words import mean_words, said
 
 __all__ = ["summarise"]
@@ -81,7 +83,7 @@ def _sigma(paraphrases: Sequence[PairMeasure], n_rows: int) -> float | None:
 
 def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> list[str]:
     rows = [len(row.measure.row_divergences) for row in main]
-    short = sum(len(one.row_divergences) < min(rows) for one in paraphrases)
+    short = sum(len(m.row_divergences) < min(rows) for m in paraphrases)
     if not short:
         return []
     return [
@@ -92,19 +94,13 @@ def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> 
 
 def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], options: StudyOptions) -> Estimate | None:
     """The roots of the ends of the mean square's interval."""
-    measures = [row.measure for row in paraphrases]
-    found = two_way_mean(
-        [value**2 for value in null],
-        [measure.item.personas for measure in measures],
-        [measure.item.question for measure in measures],
-        within=(0.0, math.inf),
-        n_resamples=options.n_resamples,
-        seed=options.seed,
-    )
-    if found is None:
+    shared = shared_by([row.measure.item for row in paraphrases])
+    draws: dict[str, Any] = {"n_resamples": options.n_resamples, "seed": options.seed}
+    estimate = two_way_mean([value**2 for value in null], *shared, within=(0.0, math.inf), **draws)
+    if estimate is None:
         return None
-    ends = (None if end is None else end**0.5 for end in (found.low, found.high))
-    return Estimate(found.value**0.5, *ends)
+    ends = (None if end is None else end**0.5 for end in (estimate.low, estimate.high))
+    return Estimate(estimate.value**0.5, *ends)
 
 
 def _row(measure: PairMeasure, sigma: float | None, cut: float) -> PairRow:
@@ -127,13 +123,13 @@ def _groups(
     main: Sequence[PairRow], paraphrases: Sequence[PairRow], options: StudyOptions, sigma: float | None
 ) -> list[Group]:
     """One group per value of every axis on which the pairs differ, values in alphabetic order."""
-    found = []
+    groups = []
     for axis in AXES:
         values = sorted({row.axis(axis) for row in main})
         for value in values if len(values) > 1 else ():
             inside = [row for row in main if row.axis(axis) == value]
-            found.append(_group(axis, value or "not given", inside, paraphrases, options, sigma))
-    return found
+            groups.append(_group(axis, value or "not given", inside, paraphrases, options, sigma))
+    return groups
 
 
 def _control_groups(others: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> list[Group]:
@@ -160,8 +156,7 @@ def _group(
 
 def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> Summary:
     measures = [row.measure for row in rows]
-    personas = [measure.item.personas for measure in measures]
-    questions = [measure.item.question for measure in measures]
+    personas, questions = shared_by([measure.item for measure in measures])
     draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
     def mean(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
@@ -239,15 +234,15 @@ def _persona_logits(measures: Sequence[PairMeasure]) -> torch.Tensor | None:
     order = sorted(measures[0].item.candidates)
     if any(sorted(measure.item.candidates) != order for measure in measures):
         return None
-    found: dict[str, list[list[float]]] = {}
+    by_persona: dict[str, list[list[float]]] = {}
     for measure in measures:
         pair = measure.item.pair
-        for persona, values in ((pair.persona_a, measure.log_probs_a), (pair.persona_b, measure.log_probs_b)):
-            place = dict(zip(measure.item.candidates, values, strict=True))
-            found.setdefault(persona, []).append([place[text] for text in order])
-    if len(found) < 2 or "" in found:
+        for persona, side in ((pair.persona_a, "a"), (pair.persona_b, "b")):
+            by_persona.setdefault(persona, []).append(measure.log_probs(side, order))
+    if len(by_persona) < 2 or "" in by_persona:
         return None
-    return torch.tensor([np.mean(found[persona], axis=0).tolist() for persona in sorted(found)], dtype=torch.float64)
+    means = [np.mean(by_persona[persona], axis=0).tolist() for persona in sorted(by_persona)]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 def _many_personas(logits: torch.Tensor | None) -> dict[str, float | None]:
@@ -260,14 +255,9 @@ def _many_personas(logits: torch.Tensor | None) -> dict[str, float | None]:
 
 def _placement(main: Sequence[PairRow], options: StudyOptions) -> Estimate | None:
     placed = [row for row in main if row.axis("placement") in ("early", "late")]
-    return two_way_difference(
-        [row.measure.divergence for row in placed],
-        [row.axis("placement") == "late" for row in placed],
-        [row.measure.item.personas for row in placed],
-        [row.measure.item.question for row in placed],
-        n_resamples=options.n_resamples,
-        seed=options.seed,
-    )
+    d, is_late = [row.measure.divergence for row in placed], [row.axis("placement") == "late" for row in placed]
+    shared = shared_by([row.measure.item for row in placed])
+    return two_way_difference(d, is_late, *shared, n_resamples=options.n_resamples, seed=options.seed)
 
 
 def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Several paraphrases and wordings of one persona pair and question, averaged into one measure.
 
-What a single prompt says of a persona pair is as much about its words. Rows that ask the same question of the same
+A single prompt measures its own words as much as the persona pair. Rows that ask the same question of the same
 two personas, with the same options, in the same format, split and place, are averaged option by option, so that D is
 the mean of their D. The spread of such a mean is smaller than that of one row: sigma_0 is then the spread of the mean
 D of paraphrase groups, each over as many of its rows as the pair has.
@@ -34,19 +34,19 @@ def grouped_rows(items: Sequence[Item]) -> tuple[tuple[int, ...], ...]:
 
 def pooled(measures: Sequence[PairMeasure]) -> tuple[PairMeasure, ...]:
     """One measure per persona pair and question: log probabilities, and so D and prior, are means over its rows."""
-    groups = grouped_rows([one.item for one in measures])
+    groups = grouped_rows([m.item for m in measures])
     return tuple(_mean([measures[place] for place in group]) for group in groups)
 
 
 def usual_rows(measures: Sequence[PairMeasure]) -> int:
     """The most frequent number of rows of the study's own pairs, the smaller in a tie."""
-    counts = Counter(len(one.row_divergences) or 1 for one in measures if one.item.control == "none")
+    counts = Counter(len(m.row_divergences) or 1 for m in measures if m.item.control == "none")
     return min(counts, key=lambda n: (-counts[n], n)) if counts else 1
 
 
 def null_divergences(paraphrases: Sequence[PairMeasure], n_rows: int) -> list[float]:
     """D of paraphrase groups as means over ``n_rows`` of their rows, or over all where there are fewer."""
-    return [float(np.mean(one.row_divergences[:n_rows] or [one.divergence])) for one in paraphrases]
+    return [float(np.mean(m.row_divergences[:n_rows] or [m.divergence])) for m in paraphrases]
 
 
 def _key(place: int, item: Item) -> Hashable:
@@ -61,32 +61,27 @@ def _key(place: int, item: Item) -> Hashable:
 
 def _mean(group: Sequence[PairMeasure]) -> PairMeasure:
     first = group[0]
-    divergences = tuple(one.divergence for one in group)
+    divergences = tuple(m.divergence for m in group)
     if len(group) == 1:
         return replace(first, row_divergences=divergences)
-    sides = torch.tensor([[_by_option(one, first.item, side) for side in "ab"] for one in group], dtype=torch.float64)
-    vocabulary = float(np.mean([one.jensen_shannon_vocabulary for one in group]))
-    words = mean_words([one.words for one in group])
-    spreads = [one.order_spread for one in group if one.order_spread is not None]
+    order = first.item.candidates
+    sides = torch.tensor([[m.log_probs(side, order) for side in "ab"] for m in group], dtype=torch.float64)
+    vocabulary = float(np.mean([m.jensen_shannon_vocabulary for m in group]))
+    words = mean_words([m.words for m in group])
+    spreads = [m.order_spread for m in group if m.order_spread is not None]
     return replace(
         measured(first.item, Answer(sides.mean(0), vocabulary, words), ()),
-        mass_a=float(np.mean([one.mass_a for one in group])),
-        mass_b=float(np.mean([one.mass_b for one in group])),
-        neutral=_neutral([one.neutral for one in group if one.neutral is not None]),
+        mass_a=float(np.mean([m.mass_a for m in group])),
+        mass_b=float(np.mean([m.mass_b for m in group])),
+        neutral=_neutral([m.neutral for m in group if m.neutral is not None]),
         order_spread=float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None,
-        n_orders=min(one.n_orders for one in group),
+        n_orders=min(m.n_orders for m in group),
         row_divergences=divergences,
     )
-
-
-def _by_option(one: PairMeasure, like: Item, side: str) -> list[float]:
-    values = one.log_probs_a if side == "a" else one.log_probs_b
-    place = dict(zip(one.item.candidates, values, strict=True))
-    return [place[option] for option in like.candidates]
 
 
 def _neutral(priors: Sequence[NeutralPrior]) -> NeutralPrior | None:
     if not priors:
         return None
-    means = [float(np.mean([getattr(one, name) for one in priors])) for name in ("margin", "lead")]
-    return NeutralPrior(max(one.n for one in priors), *means)
+    means = [float(np.mean([getattr(prior, name) for prior in priors])) for name in ("margin", "lead")]
+    return NeutralPrior(max(prior.n for prior in priors), *means)

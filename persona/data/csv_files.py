@@ -24,10 +24,10 @@ def csv_rows(path: Path, header: tuple[str, ...], faults: Faults) -> Iterator[tu
     try:
         columns = [name.strip() for name in reader.fieldnames or ()]
         if missing := [name for name in header if name not in columns]:
-            found = table_kind(text)
-            if found and not found.endswith("commas"):
+            kind = table_kind(text)
+            if kind and not kind.endswith("commas"):
                 raise TaskError(
-                    f"{path} is {found}; a .csv must be separated by commas, with the header {','.join(header)} "
+                    f"{path} is {kind}; a .csv must be separated by commas, with the header {','.join(header)} "
                     "(docs/pairs.md)"
                 )
             faults.add("line 1", f"no column {', '.join(missing)}; expected the header {','.join(header)}")

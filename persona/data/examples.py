@@ -81,11 +81,11 @@ class ExampleFile:
         return sum(len(a.placed.ids) != len(b.placed.ids) for a, b in zip(first, second, strict=True))
 
     def once(self, position: str) -> ExampleFile:
-        """The first of all pairs whose two streams at a position are the same two rows, since their prompts are so far.
+        """The first of all pairs with the same two streams at a position, which is so where their prompts agree so far.
 
-        What they ask comes later, so that where pairs are left out those that stay have no question.
+        The question comes later; where pairs are left out, the remaining ones name none.
         """
-        kept = firsts([seen(one.placed, position) for one in self.examples])
+        kept = firsts([seen(example.placed, position) for example in self.examples])
         if len(kept) == len(self.items):
             return self
         examples = [
@@ -142,64 +142,64 @@ def examples_of(
     OptionError
         ``tokens`` are no two single tokens after every prompt.
     """
-    found = items.of_split(split)
+    chosen = items.of_split(split)
     if not takes_forms or tokens is not None:
-        without_forms((item.pair for item in found.items), "this command" if tokens is None else "--tokens")
-    wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
+        without_forms((item.pair for item in chosen.items), "this command" if tokens is None else "--tokens")
+    wordings = {(persona.name, text): str(i) for persona in personas for i, text in enumerate(persona.wordings)}
     faults: list[str] = []
     fit: list[Item] = []
     examples: list[Example] = []
-    able = _side_by_side(found, reader, align) if fitting and align else found.items
+    able = _side_by_side(chosen, reader, align) if fitting and align else chosen.items
     for item in able:
         own = _examples(len(fit), item, reader, tokens, wordings, faults)
         examples += own
         fit += [item] if own else []
     if fitting and fit:
-        found, faults = found.only(fit), []
+        chosen, faults = chosen.only(fit), []
     if faults and tokens is not None:
         headline = (
-            f"--tokens: each word must be one token after every prompt of {found.source}; {len(faults)} fault(s):"
+            f"--tokens: each word must be one token after every prompt of {chosen.source}; {len(faults)} fault(s):"
         )
         raise OptionError(listed(headline, faults, most=4))
     if faults:
-        raise TaskError(misfit(found.source, reader.name, len(found.items), len(found.items) - len(fit), faults))
-    return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+        raise TaskError(misfit(chosen.source, reader.name, len(chosen.items), len(chosen.items) - len(fit), faults))
+    return ExampleFile(chosen.items, tuple(examples), chosen.source, chosen.sha256)
 
 
 def firsts(keys: Sequence[Hashable]) -> list[int]:
-    """Of examples in twos, the pairs by place whose two keys are those of no pair before."""
-    found: dict[tuple[Hashable, Hashable], int] = {}
-    for i, two in enumerate(zip(keys[::2], keys[1::2], strict=True)):
-        found.setdefault(two, i)
-    return [*found.values()]
+    """The indices of pairs whose two keys no earlier pair has; ``keys`` are those of both sides in turn."""
+    first_at: dict[tuple[Hashable, Hashable], int] = {}
+    for i, pair in enumerate(zip(keys[::2], keys[1::2], strict=True)):
+        first_at.setdefault(pair, i)
+    return [*first_at.values()]
 
 
 def told_once(found: ExampleFile, position: str) -> tuple[str, ...]:
-    """What is to be said where ``once`` leaves pairs out."""
+    """A note where ``once`` leaves pairs out."""
     kept, n = len(found.once(position).items), len(found.items)
     says = f"{position}: {n} pairs have {kept} pairs of different streams there, each of which is counted once"
     return (says,) if kept < n else ()
 
 
 def leak(fitted: ExampleFile, measured: ExampleFile) -> str:
-    """What is to be said of pairs measured on whose prompts, as tokens, were fitted on; empty where there are none."""
+    """A note where pairs measured on have prompts, as tokens, that were fitted on; empty where none have."""
     sides = [
-        [(one.placed.ids, other.placed.ids) for one, other in zip(f.examples[::2], f.examples[1::2], strict=True)]
+        [(first.placed.ids, second.placed.ids) for first, second in zip(f.examples[::2], f.examples[1::2], strict=True)]
         for f in (fitted, measured)
     ]
-    found = overlap_of_prompts(*sides)
-    if found.held_out:
+    overlap = overlap_of_prompts(*sides)
+    if overlap.held_out:
         return ""
     return (
-        f"not held out: {found.pairs} of the {found.n_pairs} pairs measured on have the prompts of pairs that were "
+        f"not held out: {overlap.pairs} of the {overlap.n_pairs} pairs measured on have the prompts of pairs that were "
         "selected or fitted on, whatever their ids"
     )
 
 
-def _side_by_side(found: ItemFile, reader: Reader, align: str) -> list[Item]:
-    task = Task(tuple(item.pair for item in found.items), found.source, found.sha256)
+def _side_by_side(items: ItemFile, reader: Reader, align: str) -> list[Item]:
+    task = Task(tuple(item.pair for item in items.items), items.source, items.sha256)
     able = {pair.id for pair in those_that_fit(task, reader, align=align).pairs}
-    return [item for item in found.items if item.pair.id in able]
+    return [item for item in items.items if item.pair.id in able]
 
 
 def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -210,11 +210,11 @@ def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[st
     """
     if unknown := [name for name in wanted if name not in POSITIONS]:
         raise OptionError(f"--positions: {unknown[0]!r} is not one of {', '.join(POSITIONS)}")
-    shared = [name for name in POSITIONS if all(name in one.placed.places for one in found.examples)]
+    shared = [name for name in POSITIONS if all(name in example.placed.places for example in found.examples)]
     for name in wanted:
         if name not in shared:
-            one = next(one for one in found.examples if name not in one.placed.places)
-            place = found.items[one.pair].pair.place
+            example = next(example for example in found.examples if name not in example.placed.places)
+            place = found.items[example.pair].pair.place
             raise OptionError(
                 f"--positions {name}: there is no such place in {place} (persona and question are found by "
                 "'spans', or by comparing the two prompts); leave this position out, or build the file with the "
@@ -279,14 +279,14 @@ def _forms(item: Item, sides: Sequence[Placed], reader: Reader, faults: list[str
 
 def _ids(pair: PromptPair, side: Placed, texts: Sequence[str], reader: Reader, faults: list[str]) -> dict[str, int]:
     """The one token of every word after this prompt, by the rule of ``circuit.task``; never by the word alone."""
-    found = {text: answer_id(side.text, list(side.ids), text, reader, faults) for text in dict.fromkeys(texts)}
+    ids = {text: answer_id(side.text, list(side.ids), text, reader, faults) for text in dict.fromkeys(texts)}
     unknown = reader.tokenizer.unk_token_id
     faults += [
         f"the tokenizer has no token for {text!r}; use a word (and case) that it knows"
-        for text, token in found.items()
+        for text, token in ids.items()
         if token is not None and token == unknown
     ]
-    return {text: token for text, token in found.items() if token is not None}
+    return {text: token for text, token in ids.items() if token is not None}
 
 
 def _answer_faults(
@@ -294,10 +294,10 @@ def _answer_faults(
 ) -> list[str]:
     if ids[0] != ids[1]:
         return ["an answer is another token after the clean than after the corrupt prompt; let both end alike"]
-    both = {ids[0][text] for text in texts[0]} & {ids[0][text] for text in texts[1]}
-    if len(set(ids[0].values())) < len(ids[0]) and not both:
+    shared = {ids[0][text] for text in texts[0]} & {ids[0][text] for text in texts[1]}
+    if len(set(ids[0].values())) < len(ids[0]) and not shared:
         return ["two candidates are the same token"]
-    return [f"{reader.tokenizer.decode([token])!r} is the answer of both personas" for token in sorted(both)]
+    return [f"{reader.tokenizer.decode([token])!r} is the answer of both personas" for token in sorted(shared)]
 
 
 def _wording(given: Any, persona: str, text: str, known: Mapping[tuple[str, str], str]) -> str:

@@ -102,14 +102,14 @@ def load_format(name: str, tokenizer: Any, *, cue: str | None = None) -> Templat
 
 
 def first_person(text: str) -> str:
-    """What is said of "you", said of oneself: word by word, so meant for short descriptions.
+    """A description of "you" in the first person, word by word; meant for short descriptions.
 
     >>> first_person("You are a cook, and your food speaks for you.")
     'I am a cook, and my food speaks for me.'
     """
     for pattern, said in FIRST:
         text = re.sub(pattern, said, text, flags=re.IGNORECASE)
-    return re.sub(r"(^|[.!?]\s+)(my)\b", lambda found: found[1] + "My", text)
+    return re.sub(r"(^|[.!?]\s+)(my)\b", lambda match: match[1] + "My", text)
 
 
 def shown_options(options: Sequence[str], style: Style) -> tuple[str, ...]:
@@ -131,5 +131,5 @@ def listing(options: Sequence[str], style: Style) -> str:
 def examples_without(options: Sequence[str], examples: Sequence[tuple[str, str]]) -> str:
     """The first examples that name no option, in the words of ``few-shot``."""
     named = re.compile("|".join(rf"(?<!\w){re.escape(option)}(?!\w)" for option in options), re.IGNORECASE)
-    kept = [one for one in examples if not (options and named.search(" ".join(one)))]
+    kept = [example for example in examples if not (options and named.search(" ".join(example)))]
     return "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in kept[:N_EXAMPLES])

@@ -43,6 +43,7 @@ __all__ = [
     "load_neutral",
     "load_unanswered",
     "neutral_prompts",
+    "shared_by",
 ]
 
 PAIRS = Kind("pair file", TaskError)
@@ -65,7 +66,7 @@ class Item:
 
     @property
     def names_no_more(self) -> bool:
-        """Whether the row leaves open if its question has other options than the two sides' answers."""
+        """Whether the row does not say if its question has options besides the two sides' answers."""
         declared = (*self.pair.answers, *self.pair.wrong_answers)
         return self.candidates == declared and "candidates" not in self.pair.row
 
@@ -134,6 +135,11 @@ class ItemFile:
         return replace(self, items=tuple(fit), source=source)
 
 
+def shared_by(items: Sequence[Item]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The personas and the question of each pair, by which pairs are not independent of each other."""
+    return [item.personas for item in items], [item.question for item in items]
+
+
 @dataclass(frozen=True)
 class Neutral:
     """One wording of a question; ``prompt`` is None where it is to be made from a pair's."""
@@ -153,7 +159,7 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
 
 
 def load_unanswered(path: str | Path, *, label: str | None = None) -> ItemFile:
-    """The prompts of a pair file, JSON Lines, whose rows need no answers: those that there are, are left out.
+    """The prompts of a pair file, JSON Lines, whose rows need no answers; answers that it has are ignored.
 
     Raises:
         TaskError: any pair is malformed otherwise; all faults are listed.
@@ -164,10 +170,8 @@ def load_unanswered(path: str | Path, *, label: str | None = None) -> ItemFile:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
     nothing = {"answers": ["A"], "wrong_answers": ["B"], "candidates": ["A", "B"]}
     task = task_of_items([{**row, **nothing} if isinstance(row, dict) else row for row in rows], str(path))
-    found = items_of(task, path)
-    items = (
-        replace(item, pair=replace(item.pair, answers=(), wrong_answers=()), candidates=()) for item in found.items
-    )
+    read = items_of(task, path)
+    items = (replace(item, pair=replace(item.pair, answers=(), wrong_answers=()), candidates=()) for item in read.items)
     return ItemFile(tuple(items), label or str(path), hashlib.sha256(raw).hexdigest())
 
 
@@ -192,14 +196,14 @@ def load_neutral(path: str | Path) -> tuple[Neutral, ...]:
         TaskError: the file is missing, or a line is of neither form; all faults are listed.
     """
     faults: list[str] = []
-    found = tuple(
+    wordings = tuple(
         neutral for line, row in read_json_lines(path, NEUTRAL, faults) for neutral in _neutrals(line, row, faults)
     )
     if faults:
         raise TaskError(listed(f"file of neutral wordings {path} has {len(faults)} fault(s):", faults))
-    if not found:
+    if not wordings:
         raise TaskError(f"file of neutral wordings {path} is empty; expected one JSON object a line")
-    return found
+    return wordings
 
 
 def neutral_prompts(item: Item, wordings: tuple[Neutral, ...]) -> tuple[str, ...]:
@@ -211,9 +215,9 @@ def neutral_prompts(item: Item, wordings: tuple[Neutral, ...]) -> tuple[str, ...
     one, comes first.
     """
     pair = item.pair
-    mine = [n for n in wordings if n.question == pair.question and pair.question]
-    own = [n.wording for n in mine if n.wording in pair.clean or n.wording in pair.corrupt]
-    others = [n for n in mine if n.wording not in own]
+    same_question = [n for n in wordings if n.question == pair.question and pair.question]
+    own = [n.wording for n in same_question if n.wording in pair.clean or n.wording in pair.corrupt]
+    others = [n for n in same_question if n.wording not in own]
     frame = _question_lines(pair, max(own, key=len)) if own else None
     made = (n.prompt or (frame and frame[0] + n.wording + frame[1]) for n in others)
     return tuple(dict.fromkeys(prompt for prompt in (pair.neutral, *made) if prompt))
@@ -223,18 +227,18 @@ def _question_lines(pair: PromptPair, wording: str) -> tuple[str, str] | None:
     """What stands before and after the wording in the last lines of both prompts, from the wording's line on."""
     ends = set()
     for prompt in (pair.clean, pair.corrupt):
-        before, found, after = prompt.rpartition(wording)
-        ends.add((before[before.rfind("\n") + 1 :], after) if found else None)
+        before, match, after = prompt.rpartition(wording)
+        ends.add((before[before.rfind("\n") + 1 :], after) if match else None)
     return ends.pop() if len(ends) == 1 else None
 
 
 def _item(pair: PromptPair, faults: list[str]) -> Item:
     raw, declared = pair.row, (*pair.answers, *pair.wrong_answers)
     candidates = raw.get("candidates", list(declared))
-    found = [*_candidate_faults(candidates, declared), *_axis_faults(raw)]
-    faults += [f"{pair.place}: {fault}" for fault in found]
+    wrong = [*_candidate_faults(candidates, declared), *_axis_faults(raw)]
+    faults += [f"{pair.place}: {fault}" for fault in wrong]
     axes = {key: str(raw[key]) for key in AXES if raw.get(key) is not None}
-    return Item(pair, declared if found else tuple(candidates), axes)
+    return Item(pair, declared if wrong else tuple(candidates), axes)
 
 
 def _candidate_faults(candidates: Any, declared: tuple[str, ...]) -> list[str]:

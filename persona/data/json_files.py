@@ -45,11 +45,11 @@ __all__ = ["axis_personas", "axis_questions", "json_question", "json_rows", "jso
 
 
 def json_rows(path: Path, header: tuple[str, ...], faults: Faults) -> Iterator[Item]:
-    """The objects of a JSON Lines file; ``header`` is what such a file has as CSV, and told where this is a table."""
+    """The objects of a JSON Lines file; ``header``, its columns as CSV, is named where this is a table."""
     text = read_text(path, SOURCE)
-    if found := table_kind(text):
+    if kind := table_kind(text):
         raise TaskError(
-            f"{path} is {found}; {path.suffix or 'a file without a suffix'} is read as one JSON object a line, and a "
+            f"{path} is {kind}; {path.suffix or 'a file without a suffix'} is read as one JSON object a line, and a "
             f"table only from a .csv separated by commas with the header {','.join(header)} (docs/pairs.md)"
         )
     for number, item in json_lines(text, faults):
@@ -72,23 +72,23 @@ def _json_persona(item: Item, poles: Mapping[str, str], faults: Faults) -> Perso
     where, row = item
     name, wordings = row.get("id", row.get("name")), row.get("descriptions", row.get("wordings"))
     traits, opposite, held_out = row.get("traits", {}), row.get("opposite", ""), row.get("held_out_description")
-    found = []
+    wrong = []
     if not has_text(name):
-        found.append(f"expected the keys id and descriptions (or name and wordings), got {keys_of(row)}")
+        wrong.append(f"expected the keys id and descriptions (or name and wordings), got {keys_of(row)}")
     elif not is_texts(wordings):
-        found.append("'descriptions' must be a non-empty list of non-empty strings")
+        wrong.append("'descriptions' must be a non-empty list of non-empty strings")
     if not is_numbers(traits):
-        found.append("'traits' must be an object of numbers")
+        wrong.append("'traits' must be an object of numbers")
     domain = row.get("kind", row.get("domain", ""))
     if not isinstance(domain, str):
-        found.append("'kind' must say in words what kind of persona it is")
+        wrong.append("'kind' must say in words what kind of persona it is")
     if not isinstance(opposite, str):
-        found.append("'opposite' must be the name of a persona")
+        wrong.append("'opposite' must be the name of a persona")
     if held_out is not None and is_texts(wordings) and not is_whole(held_out, 0, len(wordings) - 1):
-        found.append(f"'held_out_description' must be the index of a description, got {held_out!r}")
-    for fault in found:
+        wrong.append(f"'held_out_description' must be the index of a description, got {held_out!r}")
+    for fault in wrong:
         faults.add(where, fault)
-    if found:
+    if wrong:
         return None
     distinct = distinct_texts(wordings)
     place = None if held_out is None else distinct.index(wordings[held_out].strip())
@@ -191,7 +191,7 @@ def json_question(item: Item, path: Path, poles: Mapping[str, str], faults: Faul
 
 
 def _eval_question(item: Item, trait: str, faults: Faults) -> Question | None:
-    """A statement of the Anthropic evals: who has the trait gives one answer, who has it not the other."""
+    """A statement of the Anthropic evals: whoever has the trait gives one answer, whoever lacks it the other."""
     where, row = item
     if wrong := [key for key in EVAL_KEYS if not has_text(row.get(key))]:
         faults.add(where, f"{', '.join(wrong)} must be a non-empty string")

@@ -6,7 +6,7 @@
     prompt-end      the last token of the prompt: what follows is the answer
 
 Pair files written by the ``pairs`` command say where the parts lie (``spans``, with their
-characters). Of other files the two prompts of a pair are compared: the persona is every
+characters). In other files the two prompts of a pair are compared: the persona is every
 sentence that has a difference in it; the question is the line after ``Q:`` or
 ``Question:``, else the last sentence with a question mark, else the last whole sentence,
 the persona's own left aside. Sentences end at ``.``, ``!``, ``?``, line feeds and chat
@@ -85,8 +85,8 @@ def locate(
         The tokenizer does not say which characters a token stands for.
     """
     texts = {"clean": pair.clean, "corrupt": pair.corrupt}
-    found = _given(spans, texts) or _compared(pair.clean, pair.corrupt)
-    placed = tuple(place(texts[side], found[side], reader, faults) for side in texts)
+    spans_of = _given(spans, texts) or _compared(pair.clean, pair.corrupt)
+    placed = tuple(place(texts[side], spans_of[side], reader, faults) for side in texts)
     return placed[0], placed[1]
 
 
@@ -104,7 +104,7 @@ def place(text: str, spans: Mapping[str, Span], reader: Reader, faults: list[str
     """A prompt with the named positions of the parts whose characters are given."""
     whole = {name: spans.get(name, (0, 0)) for name in PARTS}
     if not spans:
-        whole["question"] = (0, len(text))  # stands for nothing; the ids are what is wanted
+        whole["question"] = (0, len(text))  # a placeholder: only the ids are used
     encoded = encode_prompt(Prompt(text, whole), reader)
     if faults is not None:
         faults += prompt_faults(encoded, reader)
@@ -140,7 +140,7 @@ def _given(spans: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[st
     """The characters that the file gives for both prompts; None unless they are there and lie in the text."""
     if not isinstance(spans, Mapping):
         return None
-    found: dict[str, dict[str, Span]] = {}
+    spans_of: dict[str, dict[str, Span]] = {}
     for side, text in texts.items():
         parts = spans.get(side)
         if not isinstance(parts, Mapping):
@@ -149,21 +149,21 @@ def _given(spans: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[st
         known = {name: span for name, span in given.items() if span is not None}
         if len(known) < len(given):
             return None
-        found[side] = {name: span for name, span in known.items() if span[0] < span[1]}
-    return found
+        spans_of[side] = {name: span for name, span in known.items() if span[0] < span[1]}
+    return spans_of
 
 
 def apart(clean: str, corrupt: str) -> tuple[Span, Span] | None:
     """The persona's characters in both prompts of a pair, where all they differ in is one stretch of a line.
 
-    A speaker's name before it (``Guest:``) is none of it. None where there is no difference, or where markup, the end
-    of a line or a question stands within it.
+    A speaker's name before it (``Guest:``) is not part of it. None where there is no difference, or where markup, the
+    end of a line or a question stands within it.
     """
-    found = _compared(clean, corrupt)
-    if not all("persona" in parts for parts in found.values()):
+    spans_of = _compared(clean, corrupt)
+    if not all("persona" in parts for parts in spans_of.values()):
         return None
     spans = []
-    for text, (start, end) in ((clean, found["clean"]["persona"]), (corrupt, found["corrupt"]["persona"])):
+    for text, (start, end) in ((clean, spans_of["clean"]["persona"]), (corrupt, spans_of["corrupt"]["persona"])):
         if "?" in text[start:end] or re.search(MARK, text[start:end]):
             return None
         speaker = SPEAKER.match(text, start, end)
@@ -183,13 +183,13 @@ def _compared(clean: str, corrupt: str) -> dict[str, dict[str, Span]]:
     shortest = min(len(clean), len(corrupt))
     start = next((i for i in range(shortest) if clean[i] != corrupt[i]), shortest)
     tail = next((i for i in range(shortest - start) if clean[-1 - i] != corrupt[-1 - i]), shortest - start)
-    found = {}
+    spans_of = {}
     for side, text in (("clean", clean), ("corrupt", corrupt)):
         persona = _sentences_over(text, start, len(text) - tail) if clean != corrupt else None
         question = _question(text, persona)
         parts = {"persona": persona, "question": question}
-        found[side] = {name: span for name, span in parts.items() if span is not None}
-    return found
+        spans_of[side] = {name: span for name, span in parts.items() if span is not None}
+    return spans_of
 
 
 def _sentences_over(text: str, start: int, end: int) -> Span:

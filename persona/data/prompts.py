@@ -48,7 +48,7 @@ class Encoded:
 class Candidates:
     """Options as text that continues a prompt, with their one token, and what is wrong with the others.
 
-    Where options are sets of ``forms`` they have no token of their own (-1); ``notes`` say which forms are nobody's.
+    Where options are sets of ``forms`` they have no token of their own (-1); ``notes`` say which forms are left out.
     """
 
     ids: Mapping[str, int]
@@ -100,7 +100,7 @@ def encode_prompt(prompt: Prompt, reader: Reader) -> Encoded:
 
 
 def prompt_faults(encoded: Encoded, reader: Reader) -> list[str]:
-    """What ``circuit.task`` has against these ids, such as a second BOS, or more than the context holds."""
+    """What ``circuit.task`` finds wrong with these ids, such as a second BOS, or more than the context holds."""
     return task.prompt_faults(list(encoded.ids), reader)
 
 
@@ -114,11 +114,11 @@ def candidates(prompts: Sequence[tuple[Prompt, Encoded]], options: Sequence[str]
     faults: dict[str, tuple[str, str]] = {}
     for option in options:
         answer = f"{lead}{option}"
-        found: list[str] = []
-        tokens = {answer_id(prompt.text, list(encoded.ids), answer, reader, found) for prompt, encoded in prompts}
+        wrong: list[str] = []
+        tokens = {answer_id(prompt.text, list(encoded.ids), answer, reader, wrong) for prompt, encoded in prompts}
         token = tokens.pop() if len(tokens) == 1 else None
-        if found:
-            faults[answer] = ("candidate merges" if "merges" in found[0] else "candidate of several tokens", found[0])
+        if wrong:
+            faults[answer] = ("candidate merges" if "merges" in wrong[0] else "candidate of several tokens", wrong[0])
         elif token is None or token == reader.tokenizer.unk_token_id:
             faults[answer] = ("unknown word", f"the tokenizer cannot write the candidate {answer!r}")
         elif token in ids.values():

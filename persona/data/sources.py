@@ -1,4 +1,4 @@
-"""Personas and questions read from the files that people have: one reader each, the format found by looking.
+"""Personas and questions read from common files: a reader for each format, which is told from the content.
 
     personas   this project's JSON Lines; CSV; assistant-axis role and trait JSON, a file or a
                folder of them; a persona file of the Anthropic evals (the trait and its opposite)
@@ -48,15 +48,15 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
     path, faults = Path(path), Faults()
     if path.is_dir():
         files = sorted(path.glob("*.json"))
-        found = [persona for file in files for persona in axis_personas(file, faults)]
+        personas = [persona for file in files for persona in axis_personas(file, faults)]
     elif path.suffix.lower() == ".json":
-        found = axis_personas(path, faults)
+        personas = axis_personas(path, faults)
     elif path.suffix.lower() == ".csv":
-        found = csv_personas(path, faults)
+        personas = csv_personas(path, faults)
     else:
-        found = jsonl_personas(path, faults)
-    faults.extend(repeated("persona", (persona.name for persona in found)))
-    return checked(found, faults, path, "personas")
+        personas = jsonl_personas(path, faults)
+    faults.extend(repeated("persona", (persona.name for persona in personas)))
+    return checked(personas, faults, path, "personas")
 
 
 def read_questions(path: str | Path) -> tuple[Question, ...]:
@@ -73,15 +73,15 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     """
     path, faults = Path(path), Faults()
     if path.suffix.lower() == ".csv":
-        found: Sequence[Question | None] = [
+        questions: Sequence[Question | None] = [
             csv_question(item, faults) for item in csv_rows(path, QUESTION_HEADER, faults)
         ]
     elif path.suffix.lower() == ".json":
-        found = axis_questions(path, faults)
+        questions = axis_questions(path, faults)
     else:
         poles = poles_of(path)
-        found = [json_question(item, path, poles, faults) for item in json_rows(path, QUESTION_HEADER, faults)]
-    merged = _merged(question for question in found if question is not None)
+        questions = [json_question(item, path, poles, faults) for item in json_rows(path, QUESTION_HEADER, faults)]
+    merged = _merged(question for question in questions if question is not None)
     faults.extend(repeated("question", (question.id for question in merged)))
     return checked(merged, faults, path, "questions")
 
@@ -148,11 +148,11 @@ def _answered(question: Question, answers: Mapping[tuple[str, str], str]) -> Que
 
 def _merged(questions: Iterable[Question]) -> list[Question]:
     """Rows of CSV that repeat a question's id and options are its paraphrases."""
-    found: dict[Any, Question] = {}
+    merged: dict[Any, Question] = {}
     for question in questions:
         key = (question.id, question.options)
-        known = found.get(key)
+        known = merged.get(key)
         wordings = tuple(dict.fromkeys([*(known.wordings if known else ()), *question.wordings]))
         prefers = {**(known.prefers if known else {}), **question.prefers}
-        found[key] = replace(known or question, wordings=wordings, prefers=prefers)
-    return list(found.values())
+        merged[key] = replace(known or question, wordings=wordings, prefers=prefers)
+    return list(merged.values())

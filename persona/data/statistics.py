@@ -60,9 +60,9 @@ def two_way_mean(
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return None
-    found = _estimate(lambda weights: weights @ x, personas, questions, n_resamples, seed)
-    ends = {name: None if (end := getattr(found, name)) is None else float(np.clip(end, *within)) for name in ENDS}
-    return replace(found, value=float(x.mean()), **ends)
+    estimate = _estimate(lambda weights: weights @ x, personas, questions, n_resamples, seed)
+    ends = {name: None if (end := getattr(estimate, name)) is None else float(np.clip(end, *within)) for name in ENDS}
+    return replace(estimate, value=float(x.mean()), **ends)
 
 
 def two_way_difference(
@@ -96,10 +96,10 @@ def ratio_of_means(
     bounds = ratio_intervals(numerators, denominator, clusters, seed=seed)
     return tuple(
         Estimate(
-            float(one.mean() / below) if not is_zero(denominator) else float("nan"),
+            float(values.mean() / below) if not is_zero(denominator) else float("nan"),
             *((None, None) if ends is None else (ends.low, ends.high)),
         )
-        for one, ends in zip(numerators, bounds, strict=True)
+        for values, ends in zip(numerators, bounds, strict=True)
     )
 
 
@@ -124,14 +124,14 @@ def sign_flip(
         return None
     questions = [""] * len(x) if questions is None else questions
     clusters = clusters_of(personas, questions)
-    pairs = [" / ".join(sorted(one)) for one in map(_both, personas)]
+    pairs = [" / ".join(sorted(names)) for names in map(_both, personas)]
     codes, n_clusters = cluster_codes(pairs if len(set(pairs)) > 1 else questions)
     sums = np.bincount(codes, weights=x, minlength=n_clusters)
     rng = np.random.default_rng(seed)
-    found, extreme = abs(sums.sum()), 0
+    observed, extreme = abs(sums.sum()), 0
     for block in blocks(n_resamples):
         signs = rng.choice((-1.0, 1.0), size=(block, n_clusters))
-        extreme += int((np.abs(signs @ sums) >= found * (1 - 1e-9)).sum())
+        extreme += int((np.abs(signs @ sums) >= observed * (1 - 1e-9)).sum())
     p = (1 + extreme) / (1 + n_resamples)
     return p if clusters.by == "pairs" else max(p, clusters.p_value(abs(float(x.mean())), x - x.mean()))
 
@@ -146,17 +146,17 @@ def _estimate(
 ) -> Estimate:
     n = len(questions)
     value = float(statistic(np.full((1, n), 1 / n))[0])
-    if len({frozenset(one) for one in map(_both, personas)}) == len(set(questions)) == 1:
+    if len({frozenset(names) for names in map(_both, personas)}) == len(set(questions)) == 1:
         return Estimate(value, None, None)
     clusters = clusters_of(personas, questions)
-    found = interval(
+    bounds = interval(
         statistic, clusters if groups is None else clusters.between(groups), n_draws=n_resamples, seed=seed
     )
-    return Estimate(value, None, None) if found is None else Estimate(value, found.low, found.high)
+    return Estimate(value, None, None) if bounds is None else Estimate(value, bounds.low, bounds.high)
 
 
 def drawn_over(personas: Sequence[Name], questions: Sequence[str]) -> str:
-    """What intervals over these pairs are drawn over, for people."""
+    """What intervals over these pairs are drawn over, in words."""
     return clusters_of(personas, questions).describe()
 
 

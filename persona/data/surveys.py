@@ -40,20 +40,20 @@ def is_outcomes(content: Any) -> bool:
 
 def statement_personas(content: Any) -> list[Persona]:
     """Who is high and who is low in each domain of the items."""
-    found = []
+    personas = []
     for domain in dict.fromkeys(str(item["domain"]) for item in content):
         name = DOMAINS.get(domain, domain)
         sides = [
             (f"high-{name}", tuple(high.format(name) for high, _ in TRAIT_FRAMES)),
             (f"low-{name}", tuple(low.format(name) for _, low in TRAIT_FRAMES)),
         ]
-        found += [Persona(own, said, opposite=sides[1 - i][0]) for i, (own, said) in enumerate(sides)]
-    return found
+        personas += [Persona(own, wordings, opposite=sides[1 - i][0]) for i, (own, wordings) in enumerate(sides)]
+    return personas
 
 
 def statement_questions(content: Any, faults: Faults) -> list[Question]:
     """Each item as a question that both sides of its domain answer, one Yes and the other No."""
-    found = []
+    questions = []
     for number, item in enumerate(content, 1):
         if item["keyed"] not in ("plus", "minus") or not is_texts([item["text"]]):
             faults.add(f"item {number}", "'text' must be a non-empty string, 'keyed' plus or minus")
@@ -62,18 +62,18 @@ def statement_questions(content: Any, faults: Faults) -> list[Question]:
         high, low = ("Yes", "No") if item["keyed"] == "plus" else ("No", "Yes")
         wordings = tuple(form.format(item["text"].strip()) for form in DESCRIBES)
         prefers = {f"high-{name}": high, f"low-{name}": low}
-        found.append(Question(f"{name}-{number:03d}", wordings, ("Yes", "No"), prefers, domain=name))
-    return found
+        questions.append(Question(f"{name}-{number:03d}", wordings, ("Yes", "No"), prefers, domain=name))
+    return questions
 
 
 def outcome_questions(content: Any) -> list[Question]:
-    """Outcomes of a category, four at a time, as they follow each other; what is left of a category asks nothing."""
-    found = []
+    """Outcomes of a category, four at a time, as they follow each other; a single one left over asks nothing."""
+    questions = []
     for category, outcomes in content.items():
         texts = list(dict.fromkeys(text.strip() for text in outcomes))
         for start in range(0, len(texts) - 1, AT_ONCE):
             options = tuple(texts[start : start + AT_ONCE])
             if len(options) > 1:
                 name = f"{category}-{start // AT_ONCE}"
-                found.append(Question(name, CHOOSES, options, domain=category))
-    return found
+                questions.append(Question(name, CHOOSES, options, domain=category))
+    return questions

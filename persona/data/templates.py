@@ -1,4 +1,4 @@
-"""Templates: how persona, filler, question, options and answer cue become one prompt, and where each then stands.
+"""Templates: how persona, filler, question, options and answer cue become one prompt, and where in it each stands.
 
 A raw template is text with the fields ``{persona}``, ``{filler}``, ``{question}``, ``{options}``
 and ``{cue}``. A line that holds nothing but an empty field is left out. The chat template is the
@@ -138,10 +138,10 @@ class Template:
         persona = text.rfind(system, 0, start) if self.system else start
         if start < 0 or persona < 0:
             raise TaskError(f"the chat template changes the text of its turns: {content!r} is not in {text!r}")
-        found = {name: (start + a, start + b) for name, (a, b) in spans.items()}
+        placed = {name: (start + a, start + b) for name, (a, b) in spans.items()}
         if self.system:
-            found["persona"] = (persona, persona + len(system))
-        return _with_ends(text + values["cue"], found)
+            placed["persona"] = (persona, persona + len(system))
+        return _with_ends(text + values["cue"], placed)
 
 
 def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tuple[Template, ...]:
@@ -158,14 +158,14 @@ def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tupl
         TaskError: the file cannot be read or is no template.
     """
     if spec == "chat":
-        found: Sequence[Template] = [chat_template(tokenizer)]
+        templates: Sequence[Template] = [chat_template(tokenizer)]
     elif spec == "raw":
-        found = [Template("raw", RAW, "A:")]
+        templates = [Template("raw", RAW, "A:")]
     else:
-        found = _file_templates(Path(spec), tokenizer)
-    for template in found:
+        templates = _file_templates(Path(spec), tokenizer)
+    for template in templates:
         _check_fields(template, spec)
-    return tuple(template if cue is None else replace(template, cue=cue) for template in found)
+    return tuple(template if cue is None else replace(template, cue=cue) for template in templates)
 
 
 def option_list(options: Sequence[str]) -> str:
@@ -225,10 +225,10 @@ def _users_turn(content: Mapping[str, Any], path: Path, tokenizer: Any) -> Templ
     user, cue = _strings([content["user"], content.get("cue", "")], path)
     fillers, neutral = _strings(content.get("filler") or [], path), _neutral(content.get("neutral") or [], path)
     has_persona = "{persona}" in user
-    found = chat_template(tokenizer, name=path.stem, text=user, cue=cue)
+    template = chat_template(tokenizer, name=path.stem, text=user, cue=cue)
     if has_persona:  # the persona is where the file puts it, and not a turn of its own
-        found = replace(found, text=user, system=False)
-    return replace(found, fillers=fillers, neutral=neutral)
+        template = replace(template, text=user, system=False)
+    return replace(template, fillers=fillers, neutral=neutral)
 
 
 def _json_templates(content: Any, path: Path) -> list[Template]:
@@ -244,16 +244,16 @@ def _json_templates(content: Any, path: Path) -> list[Template]:
                 for i, (before, answer) in enumerate(cues)
             ]
         named = content["templates"] if "templates" in content else {path.stem: content["template"]}
-        found = [(name, text, content.get("cue", "A:")) for name, text in named.items()]
+        templates = [(name, text, content.get("cue", "A:")) for name, text in named.items()]
     except (AttributeError, KeyError, TypeError) as error:
         raise TaskError(
             f"template {path}: expected 'template' (or 'templates' by name), 'cue', 'filler' and 'neutral' if "
             "wanted, or 'cues'"
         ) from error
-    _strings([text for one in found for text in one], path)
-    if not found:
+    _strings([text for texts in templates for text in texts], path)
+    if not templates:
         raise TaskError(f"template {path}: 'templates' is empty; give one by its name")
-    return [Template(name, text, cue, fillers, neutral) for name, text, cue in found]
+    return [Template(name, text, cue, fillers, neutral) for name, text, cue in templates]
 
 
 def _strings(values: Any, path: Path) -> tuple[str, ...]:
@@ -322,7 +322,7 @@ def _rendered(tokenizer: Any, chat: str, system: str, content: str) -> str:
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends the rendering of a template that does not end, by looking at the clock at each line of it.
+    """Stops the rendering of a template that does not end, by checking the clock at each of its lines.
 
     Jinja's sandbox bounds a single range, not loops inside loops.
     """

@@ -42,7 +42,7 @@ Item = tuple[str, Any]  # where it stands, and what stands there
 
 @dataclass(frozen=True)
 class Persona:
-    """Somebody to be, in paraphrases; ``opposite`` names the persona that is its contrary, if the source says so.
+    """A persona, in paraphrases; ``opposite`` names its contrary, if the source says so.
 
     ``held_out`` is the index of the wording that the source sets aside, ``domain`` what kind of persona it is.
     """
@@ -58,7 +58,7 @@ class Persona:
 
 @dataclass(frozen=True)
 class Question:
-    """A choice to make, in paraphrases; without ``options`` it is open and makes no pair.
+    """A question, in paraphrases; without ``options`` it is open and makes no pair.
 
     ``prefers`` gives the option of each persona (None: it has none); ``affinities`` the pull of
     each trait on each option, for personas that ``prefers`` does not name. ``held_out`` is the
@@ -78,7 +78,7 @@ class Question:
     forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def cue_of(self, wording: int) -> str | None:
-        """The answer cue behind a wording; None where the question has none of its own."""
+        """The answer cue after a wording; None where the question has none of its own."""
         return self.cues[wording] if self.cues else self.cue
 
     def keeping(self, places: Sequence[int]) -> Question:
@@ -111,12 +111,12 @@ class Faults(list[str]):
         self.append(f"{where}: {what}")
 
 
-def checked(found: Sequence[Any], faults: Faults, path: Path, kind: str) -> tuple[Any, ...]:
+def checked(entries: Sequence[Any], faults: Faults, path: Path, kind: str) -> tuple[Any, ...]:
     if faults:
         raise TaskError(listed(f"{path} has {len(faults)} fault(s):", faults))
-    if not found:
+    if not entries:
         raise TaskError(f"{path} holds no {kind}; see docs/pairs.md for the formats that are read")
-    return tuple(found)
+    return tuple(entries)
 
 
 def repeated(kind: str, names: Iterable[str]) -> list[str]:

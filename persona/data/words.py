@@ -1,4 +1,4 @@
-"""What a model would rather say: its most likely next tokens, whatever the candidates are."""
+"""The most likely next tokens of a model, whatever the candidates are."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Words = tuple[tuple[str, float], ...]
 def top_words(
     logits: Float[Tensor, " vocab"], tokenizer: Any, n: int = N_WORDS, *, names: Mapping[int, str] | None = None
 ) -> Words:
-    """The ``n`` most likely tokens after one prompt, of its logits; ``names`` are of columns that are no tokens."""
-    found = torch.softmax(logits, -1).topk(min(n, logits.shape[-1]))
-    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    """The ``n`` most likely tokens after one prompt, from its logits; ``names`` name columns that are no tokens."""
+    top = torch.softmax(logits, -1).topk(min(n, logits.shape[-1]))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     names = names or {}
     return tuple((names.get(token) or tokenizer.decode([token]), probability) for token, probability in pairs)
 
@@ -36,5 +36,5 @@ def mean_words(prompts: Sequence[Words], n: int = N_WORDS) -> Words:
 
 
 def said(words: Sequence[Any], n: int = 5) -> str:
-    """``' a' 0.31, ' the' 0.12``, for people; of ``Words``, or of what a JSON file makes of them."""
+    """``' a' 0.31, ' the' 0.12``, as a report shows ``Words``, or their form in a JSON file."""
     return ", ".join(f"{text!r} {probability:.2f}" for text, probability in words[:n])

@@ -49,10 +49,10 @@ LEVEL = 0.05
 CLAIMS = ("no collapse", "prior dominance", "reversed", "cancellation", "weak or transient", "bottleneck")
 """The verdicts that say something of a persona; the others say that nothing can be said."""
 STRENGTHS: Mapping[str, tuple[str, Callable[[Explained], float | None]]] = {
-    **{name: ("|D|", lambda one: abs(one.numbers.divergence)) for name in CLAIMS[:3]},
-    "cancellation": ("side", lambda one: one.numbers.stronger_side),
-    "weak or transient": ("signal", lambda one: one.numbers.signal_persona),
-    "bottleneck": ("signal", lambda one: one.numbers.signal_answer),
+    **{name: ("|D|", lambda row: abs(row.numbers.divergence)) for name in CLAIMS[:3]},
+    "cancellation": ("side", lambda row: row.numbers.stronger_side),
+    "weak or transient": ("signal", lambda row: row.numbers.signal_persona),
+    "bottleneck": ("signal", lambda row: row.numbers.signal_answer),
 }
 
 
@@ -135,26 +135,26 @@ def cuts_of(controls: Sequence[Explained], *, level: float = LEVEL) -> dict[str,
     return {name: _cut(name, controls, level) for name in CLAIMS}
 
 
-def calibrated(one: Explained, calibration: Calibration) -> Explained:
+def calibrated(row: Explained, calibration: Calibration) -> Explained:
     """The pair with its verdict as far as it is given."""
-    name = one.verdict.name
+    name = row.verdict.name
     if name not in CLAIMS:
-        return one
+        return row
     cut, (what, _) = calibration.cuts[name], STRENGTHS[name]
     why = ""
     if not calibration.gives(name):
         why = "which is not given on this model"
-    elif not _passes(one, name):
+    elif not _passes(row, name):
         why = "but its causal test does not agree"
-    elif cut.least is not None and _strength(one, name) < cut.least:
-        why = f"but {what} {_strength(one, name):.3g} < {cut.least:.3g}, from which on controls rarely have it"
-    return replace(one, verdict=Verdict("undecided", f"{name} by numbers ({one.verdict.why}), {why}")) if why else one
+    elif cut.least is not None and _strength(row, name) < cut.least:
+        why = f"but {what} {_strength(row, name):.3g} < {cut.least:.3g}, from which on controls rarely have it"
+    return replace(row, verdict=Verdict("undecided", f"{name} by numbers ({row.verdict.why}), {why}")) if why else row
 
 
 def rates_of(controls: Sequence[Explained]) -> tuple[Rate, ...]:
     """How often controls have each claim, by kind, all kinds first; nothing without controls."""
-    kinds = dict.fromkeys(one.item.control for one in controls)
-    groups = {"all": list(controls), **{kind: [one for one in controls if one.item.control == kind] for kind in kinds}}
+    kinds = dict.fromkeys(row.item.control for row in controls)
+    groups = {"all": list(controls), **{kind: [row for row in controls if row.item.control == kind] for kind in kinds}}
     return tuple(_rate(name, kind, own) for name in CLAIMS for kind, own in groups.items() if own)
 
 
@@ -164,10 +164,10 @@ def withheld_of(rates: Sequence[Rate], *, level: float = LEVEL) -> tuple[str, ..
 
 
 def _cut(name: str, controls: Sequence[Explained], level: float) -> Cut:
-    kinds = sorted({one.item.control for one in controls})
-    strengths = np.array([_strength(one, name) if _passes(one, name) else -np.inf for one in controls])
-    shares = Shares([cluster_of(one.item) for one in controls])
-    of_kind = [np.array([one.item.control == kind for one in controls]) for kind in kinds]
+    kinds = sorted({row.item.control for row in controls})
+    strengths = np.array([_strength(row, name) if _passes(row, name) else -np.inf for row in controls])
+    shares = Shares([cluster_of(row.item) for row in controls])
+    of_kind = [np.array([row.item.control == kind for row in controls]) for kind in kinds]
     n, clusters = len(controls), shares.n
     for least in (-np.inf, *np.nextafter(np.unique(strengths[np.isfinite(strengths)]), np.inf)):
         marked = strengths >= least if np.isfinite(least) else np.isfinite(strengths)
@@ -196,8 +196,8 @@ class Shares:
 
 
 def _rate(name: str, kind: str, controls: Sequence[Explained]) -> Rate:
-    has = np.array([one.verdict.name == name for one in controls])
-    shares = Shares([cluster_of(one.item) for one in controls])
+    has = np.array([row.verdict.name == name for row in controls])
+    shares = Shares([cluster_of(row.item) for row in controls])
     by_cluster = shares.of(has)
     few, many = math.floor(by_cluster.sum() + 1e-9), math.ceil(by_cluster.sum() - 1e-9)
     lower = float(stats.beta.ppf(0.05, few, shares.n - few + 1)) if few else 0.0
@@ -205,13 +205,13 @@ def _rate(name: str, kind: str, controls: Sequence[Explained]) -> Rate:
     return Rate(name, kind, int(has.sum()), len(controls), shares.n, float(by_cluster.mean()), lower, upper)
 
 
-def _passes(one: Explained, name: str) -> bool:
+def _passes(row: Explained, name: str) -> bool:
     """The numbers give this verdict, and its causal test agrees, where it has one and tests were run."""
-    if one.verdict.name != name:
+    if row.verdict.name != name:
         return False
-    return not one.outcome.test or one.outcome.agrees is True or one.outcome.why == "not asked for"
+    return not row.outcome.test or row.outcome.agrees is True or row.outcome.why == "not asked for"
 
 
-def _strength(one: Explained, name: str) -> float:
-    found = STRENGTHS[name][1](one)
-    return -math.inf if found is None else found
+def _strength(row: Explained, name: str) -> float:
+    strength = STRENGTHS[name][1](row)
+    return -math.inf if strength is None else strength

@@ -64,7 +64,7 @@ def load_calibration(path: str | Path) -> Calibration:
         null=Null(**{name: record["null"][name] for name in ("n", *NULLS)}),
         cuts={name: Cut(**{key: record["cuts"][name][key] for key in Cut.__dataclass_fields__}) for name in CLAIMS},
         training=tuple(record["training"]),
-        held_out=tuple(Rate(**{key: one[key] for key in Rate.__dataclass_fields__}) for one in record["held_out"]),
+        held_out=tuple(Rate(**{key: rate[key] for key in Rate.__dataclass_fields__}) for rate in record["held_out"]),
         withheld=tuple(record["withheld"]),
         source=str(path),
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -92,22 +92,22 @@ def _faults(record: Any) -> list[str]:
 
 
 def _cut(cuts: Mapping[str, Any], name: str) -> bool:
-    one = cuts.get(name)
+    cut = cuts.get(name)
     return (
-        isinstance(one, Mapping)
-        and _all(one, ("least",), _number_or_none)
-        and _all(one, SHARES, _share)
-        and _all(one, ("n", "clusters"), is_whole)
+        isinstance(cut, Mapping)
+        and _all(cut, ("least",), _number_or_none)
+        and _all(cut, SHARES, _share)
+        and _all(cut, ("n", "clusters"), is_whole)
     )
 
 
-def _is_rate(one: Any) -> bool:
+def _is_rate(rate: Any) -> bool:
     return (
-        isinstance(one, Mapping)
-        and one.get("verdict") in CLAIMS
-        and is_texts([one.get("kind")])
-        and _all(one, ("pairs", "n", "clusters"), is_whole)
-        and _all(one, LIMITS, _share)
+        isinstance(rate, Mapping)
+        and rate.get("verdict") in CLAIMS
+        and is_texts([rate.get("kind")])
+        and _all(rate, ("pairs", "n", "clusters"), is_whole)
+        and _all(rate, LIMITS, _share)
     )
 
 

@@ -4,17 +4,17 @@
                                    between it and the answer, these two, or the answer) is put into B's run, and
                                    B's into A's: for one and the same part and layer each run must then choose what
                                    the other one chose
-    prior dominance    gain        in every layer, what attention brings to the answer and in which the personas
-                                   differ is drawn apart to g times, all that reads it is run anew: above the
-                                   predicted gain the choices must part, below it they must not. Said besides: the
-                                   same of the final stream alone, which is near to arithmetic
+    prior dominance    gain        in every layer, the difference between the personas in what attention brings to
+                                   the answer is multiplied by g, and all that reads it is recomputed: above the
+                                   predicted gain the choices must differ, below it they must not. Also reported:
+                                   the same for the final stream alone, which is close to arithmetic
     cancellation       ablation    the strongest nodes that contribute against the persona write the mean of both
-                                   runs at the answer, all behind them is run anew: D must be restored; beside it
-                                   the same with random nodes, as many of each layer
-    weak or transient  nearness    attention on the persona is raised everywhere behind it: D must be restored
-    bottleneck         steering    at the answer, where the persona's signal first has half of its most, a push
-                                   along the readout (the gradient of m) must restore D, and the persona's own
-                                   difference, drawn apart by a push as long, must not
+                                   runs at the answer, all that reads them is recomputed: D must be restored;
+                                   beside it the same with random nodes, as many of each layer
+    weak or transient  nearness    attention on the persona is raised everywhere after it: D must be restored
+    bottleneck         steering    at the answer, where the persona's signal first reaches half of its maximum, a
+                                   push along the readout (the gradient of m) must restore D, and a push as long
+                                   along the personas' own difference must not
 
 Each can fail. ``says`` holds the numbers of a test, in logits unless they are gains.
 """
@@ -35,22 +35,24 @@ from persona_circuits import metrics
 from persona_circuits.circuit.forward import Prefix
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import Kept, packed, unpacked
 from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
     Both,
     Removed,
-    behind,
+    at_last,
     both_of,
     can_come_nearer,
     margins,
     nearer,
+    prefix_of,
     replay,
     scaled,
 )
 from persona_circuits.persona.explanation.verdicts import Thresholds
+from persona_circuits.persona.streams import id_table
 
 __all__ = ["TESTS", "Asked", "Outcome", "flip_gain", "run_test"]
 
@@ -70,7 +72,7 @@ RANDOM = "agrees with random nodes"
 
 @dataclass(frozen=True)
 class Asked:
-    """A pair that is to be tested: its ids, its candidates' ids, what is known of it, and the D to be restored."""
+    """A pair to be tested: its ids, its candidates' ids, what is inside, and the D to be restored."""
 
     row: Row
     candidates: tuple[int, ...]
@@ -102,34 +104,33 @@ def run_test(
     """One of the five tests on every pair, in the order of ``asked``; ``kept`` has what a stopped study did."""
     runner = _RUNNERS[test]
     by_index = {item.row.index: item for item in asked}
-    found: dict[int, Outcome] = {}
+    results: dict[int, Outcome] = {}
     kept = kept or Kept(None, "")
 
     def outcomes(batch: Batch) -> dict[str, NDArray[np.uint8]]:
         both, items = both_of(model, batch, gradients=test == "steering"), [by_index[index] for index in batch.indices]
-        return {"outcomes": packed([asdict(one) for one in runner(model, both, items, thresholds)])}
+        return {"outcomes": packed([asdict(outcome) for outcome in runner(model, both, items, thresholds)])}
 
     for batch in batches([item.row for item in asked], batch_size, model.device):
         done = unpacked(kept.of(f"{test} {batch.place}", partial(outcomes, batch))["outcomes"])
-        found |= {index: Outcome(**one) for index, one in zip(batch.indices, done, strict=True)}
-        if progress is not None:
-            progress(len(found), len(asked))
-    return tuple(found[item.row.index] for item in asked)
+        results |= {index: Outcome(**outcome) for index, outcome in zip(batch.indices, done, strict=True)}
+        (progress or untold)(len(results), len(asked))
+    return tuple(results[item.row.index] for item in asked)
 
 
 def flip_gain(log_probs_a: Sequence[float], log_probs_b: Sequence[float]) -> float:
-    """How much the persona effect must grow until the two personas choose apart, over all candidates.
+    """How much the persona effect must grow until the two personas choose differently, over all candidates.
 
     With the candidates' mean logits l and half differences d, gain g gives A the logits
     l + g d and B l - g d. Which candidate is largest along l + g d only moves to larger d as g
-    grows, so the choices are one up to a gain and two beyond it. For two candidates it is
-    g* = 2|b| / |D|. 1 is the model as it is; infinite where the personas differ in nothing.
+    grows, so the choices are the same up to a gain and differ beyond it. For two candidates it is
+    g* = 2|b| / |D|. 1 is the model as it is; infinite where the personas do not differ.
     """
     a, b = (torch.tensor(values, dtype=torch.float64) for values in (log_probs_a, log_probs_b))
     level, slope = (a + b) / 2, (a - b) / 2
     top = int(level.argmax())
-    rise, behind = slope - slope[top], level[top] - level
-    crossing = torch.where(rise != 0, behind / rise.abs().clamp(min=1e-300), torch.inf)
+    rise, deficit = slope - slope[top], level[top] - level
+    crossing = torch.where(rise != 0, deficit / rise.abs().clamp(min=1e-300), torch.inf)
     return float(crossing.min())
 
 
@@ -140,7 +141,7 @@ def _patching(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     for layer in _inner_layers(model.graph.n_layers, thresholds.patched_layers):
         for name, marked in _patched_places(both).items():
             logits = _exchanged(model, both, layer, marked)
-            chosen = zip(*(_choices(each, items) for each in logits), strict=True)
+            chosen = zip(*(_choices(values, items) for values in logits), strict=True)
             for i, (new, share) in enumerate(zip(chosen, _persistence(both, logits[1]), strict=True)):
                 place = f"{name} at {layer}"
                 shares[i][f"P {place}"] = share
@@ -189,7 +190,7 @@ def _gain(model: Model, both: Both, items: Sequence[Asked], thresholds: Threshol
     outcomes = []
     for i, item in enumerate(items):
         if item.flip_gain == float("inf"):
-            outcomes.append(Outcome("gain", None, {}, "the personas differ in nothing; no gain parts them"))
+            outcomes.append(Outcome("gain", None, {}, "the personas do not differ; no gain separates their choices"))
             continue
         agrees, at_the_end = (above[i] and not below[i] for above, below in (inside, final))
         says = {"gain": item.flip_gain, "agrees in the final stream": float(at_the_end)}
@@ -198,14 +199,14 @@ def _gain(model: Model, both: Both, items: Sequence[Asked], thresholds: Threshol
 
 
 def _gain_says(gain: float, above: bool, below: bool) -> str:
-    return f"gain {gain:.2f}: {'parts' if above else 'does not part'} above, {'parts' if below else 'does not'} below"
+    return f"gain {gain:.2f}: choices {'differ' if above else 'agree'} above, {'differ' if below else 'agree'} below"
 
 
 def _ablation(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     chosen = torch.stack([_opposing(item.inside.contributions, thresholds.ablated_share) for item in items])
     mean = torch.stack([run.contributions[:, :, -1] for run in both.runs]).mean(0)
     d = _divergence(both, [run.logits for run in both.runs]).tolist()
-    before = [behind(model, run) for run in both.runs]
+    before = [prefix_of(model, run) for run in both.runs]
     after = _without(model, both, before, chosen, mean).tolist()
     layers = torch.tensor([node.layer for node in model.graph.src_nodes])
     keys = [item.row.index for item in items]
@@ -231,9 +232,9 @@ def _without(
     """D where the chosen nodes write the mean of both runs at the answer."""
     removed = Removed(chosen.to(mean.device), mean)
     logits = []
-    for run, held in zip(both.runs, before, strict=True):
+    for run, prefix in zip(both.runs, before, strict=True):
         start = run.streams[0][:, -1:] + removed.shift(slice(0, 1), run.contributions[:1, :, -1])[:, None]
-        logits.append(replay(model, start, run.context, removed=removed, before=held))
+        logits.append(replay(model, start, run.context, removed=removed, before=prefix))
     return _divergence(both, logits)
 
 
@@ -241,21 +242,21 @@ def _alike(
     chosen: Bool[Tensor, "batch src"], layers: Int[Tensor, " src"], keys: Sequence[int], draw: int
 ) -> Bool[Tensor, "batch src"]:
     """For every row as many nodes of each layer, drawn at random; by the row's own number, whatever its batch."""
-    found = torch.zeros_like(chosen)
+    drawn = torch.zeros_like(chosen)
     for i, key in enumerate(keys):
         rng = np.random.default_rng((key, draw))
         for layer in layers[chosen[i]].unique().tolist():
             own = torch.nonzero(layers == layer)[:, 0]
             count = int(chosen[i, own].sum())
-            found[i, own[torch.from_numpy(rng.permutation(len(own))[:count])]] = True
-    return found
+            drawn[i, own[torch.from_numpy(rng.permutation(len(own))[:count])]] = True
+    return drawn
 
 
 def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     if not can_come_nearer(both.clean.context):
         return [Outcome("nearness", None, {}, "this model's attention takes no mask of numbers")] * len(items)
     now = _divergence(both, [run.logits for run in both.runs]).tolist()
-    found = {
+    nearer_d = {
         boost: _divergence(
             both, [replay(model, run.streams[0], nearer(run.context, both, boost)) for run in both.runs]
         ).tolist()
@@ -263,17 +264,17 @@ def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     }
     outcomes = []
     for i, item in enumerate(items):
-        best = max(found, key=lambda boost: found[boost][i])
-        says = {"D": now[i]} | {f"D at {boost:g}": values[i] for boost, values in found.items()}
-        why = f"D {now[i]:+.2f} to {found[best][i]:+.2f} at attention logits {best:g} higher"
-        outcomes.append(Outcome("nearness", now[i] < item.restored <= found[best][i], says, why))
+        best = max(nearer_d, key=lambda boost: nearer_d[boost][i])
+        says = {"D": now[i]} | {f"D at {boost:g}": values[i] for boost, values in nearer_d.items()}
+        why = f"D {now[i]:+.2f} to {nearer_d[best][i]:+.2f} at attention logits {best:g} higher"
+        outcomes.append(Outcome("nearness", now[i] < item.restored <= nearer_d[best][i], says, why))
     return outcomes
 
 
 def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     assert both.gradients is not None, "run_test asks for gradients"
     layers = [_arrival(item.inside.signal["answer"]) for item in items]
-    before = [behind(model, run) for run in both.runs]
+    before = [prefix_of(model, run) for run in both.runs]
     steered, amplified = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
     for layer in sorted(set(layers)):
         here = torch.tensor([at == layer for at in layers])
@@ -288,9 +289,9 @@ def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
                     run.streams[layer][:, -1:] + sign * size * push[:, None],
                     run.context,
                     layer=layer,
-                    before=held,
+                    before=prefix,
                 )
-                for run, held, sign in zip(both.runs, before, (1, -1), strict=True)
+                for run, prefix, sign in zip(both.runs, before, (1, -1), strict=True)
             ]
             out[here] = _divergence(both, logits)[here]
     return [
@@ -312,30 +313,24 @@ def _drawn_apart(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> lis
     last = model.graph.n_layers
     push = ((gain - 1) / 2)[:, None] * both.difference(last)[:, -1]
     ends = zip(both.runs, (1, -1), strict=True)
-    return [replay(model, _pushed(run.streams[last], sign * push), run.context, layer=last) for run, sign in ends]
-
-
-def _pushed(stream: Float[Tensor, "batch pos d_model"], push: Float[Tensor, "batch d_model"]) -> Tensor:
-    return torch.cat([stream[:, :-1], stream[:, -1:] + push[:, None]], dim=1)
+    return [replay(model, at_last(run.streams[last], sign * push), run.context, layer=last) for run, sign in ends]
 
 
 def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]:
-    a, b = (margins(each, both.batch) for each in logits)
-    found = metrics.persona_divergence(a, b).double().cpu()
-    check_finite(found, both.batch.name, "margins")
-    return found
+    a, b = (margins(values, both.batch) for values in logits)
+    d = metrics.persona_divergence(a, b).double().cpu()
+    check_finite(d, both.batch.name, "margins")
+    return d
 
 
 def _choices(logits: Float[Tensor, "batch vocab"], items: Sequence[Asked]) -> list[int]:
     """The place of each row's most likely candidate."""
-    longest = max(len(item.candidates) for item in items)
-    ids = [[*item.candidates, *[-1] * (longest - len(item.candidates))] for item in items]
-    table: Int[Tensor, "batch candidate"] = torch.tensor(ids, device=logits.device)
+    table = id_table([item.candidates for item in items]).to(logits.device)
     return metrics.candidate_logits(logits, table).argmax(-1).tolist()
 
 
 def _apart(logits: Sequence[Tensor], items: Sequence[Asked]) -> list[bool]:
-    a, b = (_choices(each, items) for each in logits)
+    a, b = (_choices(values, items) for values in logits)
     return [x != y for x, y in zip(a, b, strict=True)]
 
 
@@ -350,5 +345,5 @@ def _opposing(contributions: Sequence[float], share: float) -> Bool[Tensor, " sr
 
 
 def _arrival(signal: Sequence[float]) -> int:
-    """The first layer at which the signal has half of its most."""
+    """The first layer at which the signal has half of its maximum."""
     return next(layer for layer, value in enumerate(signal) if value >= max(signal) / 2)

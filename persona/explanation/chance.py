@@ -1,4 +1,4 @@
-"""How far the persona's difference is aligned with what reads tokens that have nothing to do with the pair.
+"""How well the persona's difference aligns with the readout of tokens that have nothing to do with the pair.
 
 Streams have few strong directions, so cosines with a readout are not those of random directions,
 1 / sqrt(d_model): on one model they are six times smaller, on another as large. The null is
@@ -23,7 +23,9 @@ ROUNDING = 1e-6  # of a cosine in float32
 
 def chance_alignment(model: Model, both: Both, *, seed: int = 0) -> Float[Tensor, " batch"]:
     """Root mean square of eta over random pairs of tokens; 0 where no other token is moved but by rounding."""
-    tokens = torch.randint(both.clean.logits.shape[-1], (N_TOKEN_PAIRS, 2), generator=_generator(seed))
+    tokens = torch.randint(
+        both.clean.logits.shape[-1], (N_TOKEN_PAIRS, 2), generator=torch.Generator().manual_seed(seed)
+    )
     unembed = model.bridge.unembed.W_U
     first, second = (unembed[:, ids.to(unembed.device)].T for ids in tokens.T)
     directions = (first - second).to(both.clean.streams[-1])
@@ -33,10 +35,6 @@ def chance_alignment(model: Model, both: Both, *, seed: int = 0) -> Float[Tensor
     drawn = _others(tokens, both)
     squares = torch.where(drawn, cosine.square(), 0.0).sum(1) / drawn.sum(1).clamp(min=1)
     return torch.where(squares.sqrt() > ROUNDING, squares.sqrt(), 0.0)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _others(tokens: Int[Tensor, "pair 2"], both: Both) -> Tensor:
@@ -52,5 +50,5 @@ def _through_norm(
     """Gradients of what reads the normed stream along these directions, with respect to the stream."""
     with torch.enable_grad():
         stream = final[:, None].expand(-1, len(directions), -1).detach().clone().requires_grad_(True)
-        (found,) = torch.autograd.grad((model.normed(stream) * directions).sum(), stream)
-    return found.double()
+        (gradients,) = torch.autograd.grad((model.normed(stream) * directions).sum(), stream)
+    return gradients.double()

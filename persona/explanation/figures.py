@@ -1,7 +1,7 @@
 """Figures of explanations.
 
 verdicts           per group, how many pairs have each verdict
-numbers            every pair's D and the gain that parts its choices, known by verdict, controls in grey, with the
+numbers            every pair's D and the gain that separates its choices, marked by verdict, controls in grey, with the
                    gain 1 from which on it collapses and the band of no signal
 signal             the persona's signal by layer, at the persona and at the answer, mean per verdict
 alignment          eta at the answer by layer, mean per verdict
@@ -49,10 +49,10 @@ MOST_GROUPS = 60
 MOST_GAIN = 3.0
 
 
-def write_explain_figures(found: Explanation, folder: Path) -> None:
+def write_explain_figures(study: Explanation, folder: Path) -> None:
     """Write ``explain.html`` and a PNG of each figure."""
-    title = f"Why personas collapse: {Path(found.model).name}"
-    write_figures(explain_figures(found), folder, page="explain.html", title=title, notes=found.notes)
+    title = f"Why personas collapse: {Path(study.model).name}"
+    write_figures(explain_figures(study), folder, page="explain.html", title=title, notes=study.notes)
 
 
 def explain_figures(found: Explanation) -> dict[str, Chart]:
@@ -69,9 +69,9 @@ def explain_figures(found: Explanation) -> dict[str, Chart]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _verdicts(found: Explanation) -> Chart:
+def _verdicts(study: Explanation) -> Chart:
     """Stacked bars, a group each; single pairs would be bars of one colour and are left to the tables."""
-    groups = [found.overall, *(g for g in found.groups if g.by != "pair"), *found.controls]
+    groups = [study.overall, *(g for g in study.groups if g.by != "pair"), *study.controls]
     shown = groups[:MOST_GROUPS]
     names = ["all" if g.by == "all" else f"{g.by} {g.value} ({g.n})" for g in shown]
     bars = []
@@ -84,12 +84,12 @@ def _verdicts(found: Explanation) -> Chart:
     return bar_chart(bars, title=title, x="share of pairs", y="", across=True, stacked=True)
 
 
-def _numbers(found: Explanation) -> Chart:
-    parts = {name: [row for row in found.pairs if row.verdict.name == name] for name in VERDICTS}
+def _numbers(study: Explanation) -> Chart:
+    parts = {name: [row for row in study.pairs if row.verdict.name == name] for name in VERDICTS}
     points = [_points(rows, name, COLOURS[name], "") for name, rows in parts.items() if rows]
-    if found.control_pairs:
-        points.append(_points(found.control_pairs, "control", GREY, "x"))
-    null = found.thresholds.null(found.null.sigma_0)
+    if study.control_pairs:
+        points.append(_points(study.control_pairs, "control", GREY, "x"))
+    null = study.thresholds.null(study.null.sigma_0)
     x = f"log10 of the gain that parts the choices, at most {MOST_GAIN:g}; from 0 on the pair collapses"
     title = "Persona divergence, gain and verdict"
     return chart(points, title=title, x=x, y="persona effect (D), logits", lines={"x": 0.0}, shade=(-null, null))
@@ -118,11 +118,11 @@ def _alignments(rows: Sequence[Explained]) -> dict[str, np.ndarray]:
     return {"": np.array([row.inside.alignment for row in rows])}
 
 
-def _by_layer(found: Explanation, title: str, y: str, lines: Lines) -> Chart:
+def _by_layer(study: Explanation, title: str, y: str, lines: Lines) -> Chart:
     """Mean curves per verdict, with the pairs' standard deviation as a band; a panel for every place."""
     panels: dict[str, list[Curve]] = {}
     for verdict in VERDICTS:
-        rows = [row for row in (*found.pairs, *found.control_pairs) if row.verdict.name == verdict]
+        rows = [row for row in (*study.pairs, *study.control_pairs) if row.verdict.name == verdict]
         for where, values in lines(rows).items() if rows else ():
             mean, spread = values.mean(0), values.std(0)
             x = [float(layer) for layer in range(values.shape[1])]
@@ -132,12 +132,12 @@ def _by_layer(found: Explanation, title: str, y: str, lines: Lines) -> Chart:
     return line_panels(panels, title=title, x="stream into layer, the last into the final norm", y=y)
 
 
-def _confusion(found: Explanation) -> Chart | None:
-    if found.agreement is None:
+def _confusion(study: Explanation) -> Chart | None:
+    if study.agreement is None:
         return None
-    table = found.agreement.table
+    table = study.agreement.table
     columns = [name for name in VERDICTS if any(name in row for row in table.values())]
     values = [[float(row.get(name, 0)) for name in columns] for row in table.values()]
-    kappa = "" if found.agreement.kappa is None else f", Cohen's kappa {found.agreement.kappa:.2f}"
+    kappa = "" if study.agreement.kappa is None else f", Cohen's kappa {study.agreement.kappa:.2f}"
     named: dict[str, Any] = {"x": "verdict", "y": "generator", "unit": "pairs", "numbers": ".0f", "diverging": False}
     return heat_map(values, list(table), columns, title=f"What the generator sets against verdicts{kappa}", **named)

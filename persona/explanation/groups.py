@@ -1,8 +1,8 @@
-"""One explained pair, and some of them together: by a key of their rows, or all."""
+"""An explained pair, and groups of them: by a key of their rows, or all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from persona_circuits.persona.behaviour import PairMeasure
 from persona_circuits.persona.data import Estimate, two_way_mean
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.items import Item, shared_by
 from persona_circuits.persona.explanation.causal import Outcome
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.null import CausalTest, expected_agreement
@@ -23,8 +23,8 @@ __all__ = ["Explained", "Group", "group_of", "groups_by", "is_label"]
 class Explained:
     """One pair: what it does, what is inside, the verdict and its test.
 
-    ``flip_gain`` is how much the persona effect must grow until the choices part, over all
-    candidates; ``expected`` is the class that the file expects, None where it does not say.
+    ``flip_gain`` is how much the persona effect must grow until the choices differ, over all candidates; ``expected``
+    is the class that the file expects, None where it does not say.
     """
 
     keys: Mapping[str, Any]
@@ -108,20 +108,15 @@ def groups_by(
 def group_of(
     key: str, value: str, rows: Sequence[Explained], *, majority: float, tests: Tests, n_resamples: int, seed: int
 ) -> Group:
-    """At least one pair, summed up. A verdict needs more than ``majority`` of the pairs."""
+    """A summary of one pair or more. A verdict needs more than ``majority`` of the pairs."""
     names = [row.verdict.name for row in rows]
     counts = {name: names.count(name) for name in VERDICTS if name in names}
     most = max(counts, key=lambda name: counts[name])
     share = counts[most] / len(rows)
     verdict = most if share > majority else "undecided"
     agrees = [row.outcome.agrees for row in rows]
-    estimate = two_way_mean(
-        [row.measure.divergence for row in rows],
-        [row.item.personas for row in rows],
-        [row.item.question for row in rows],
-        n_resamples=n_resamples,
-        seed=seed,
-    )
+    d, shared = [row.measure.divergence for row in rows], shared_by([row.item for row in rows])
+    estimate = two_way_mean(d, *shared, n_resamples=n_resamples, seed=seed)
     assert estimate is not None, "a group has pairs"
     return Group(
         by=key,
@@ -137,8 +132,8 @@ def group_of(
         signal_answer=float(np.mean([row.numbers.signal_answer for row in rows])),
         alignment=float(np.mean([row.numbers.alignment for row in rows])),
         aligned=float(np.mean([row.numbers.aligned for row in rows])),
-        access=_median([row.numbers.access for row in rows]),
-        cancellation=_mean([row.numbers.cancellation for row in rows]),
+        access=_of_known(np.median, [row.numbers.access for row in rows]),
+        cancellation=_of_known(np.mean, [row.numbers.cancellation for row in rows]),
         mass=float(np.mean([row.numbers.mass for row in rows])),
         agree=agrees.count(True),
         disagree=agrees.count(False),
@@ -156,14 +151,9 @@ def _confirmed(verdict: str, rows: Sequence[Explained], tests: Tests) -> bool | 
     return 2 * sum(agrees) > len(agrees) and (not own.ran or own.tells)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _of_known(statistic: Callable[[list[float]], Any], values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+    return float(statistic(known)) if known else None
 
 
 def is_label(value: Any) -> bool:

@@ -12,7 +12,7 @@
 
 Contributions are exact: the final norm is linear but for one scale per run, and each run keeps
 its own (``persona.lens.study.read_out``). They and what is no node's (biases) add up to D, unless the
-logits are bent behind the norm (a soft cap); ``conservation`` is what they miss it by.
+logits are bent after the norm (a soft cap); ``conservation`` is the error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import Kept, packed, unpacked
 from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.explanation.chance import chance_alignment
@@ -99,21 +99,20 @@ def look_inside(
     """
     kept = kept or Kept(None, "")
     spread = _Spread(model.graph.n_layers + 1, model.d_model, kept.part("spread"))
-    found: dict[int, Inside] = {}
+    by_row: dict[int, Inside] = {}
     gaps: dict[int, Tensor] = {}
     for batch in batches(rows, batch_size, model.device):
         done = kept.part(f"inside {batch.place}")
         if not done:
             both = both_of(model, batch, gradients=True)
-            done = {"pairs": packed([asdict(one) for one in _of_batch(model, both)]), "gaps": _gaps(both).numpy()}
+            done = {"pairs": packed([asdict(inside) for inside in _of_batch(model, both)]), "gaps": _gaps(both).numpy()}
             spread.add(both)
             kept.add({f"inside {batch.place}": done, "spread": spread.arrays()})
         gaps |= dict(zip(batch.indices, torch.from_numpy(done["gaps"]), strict=True))
-        found |= {i: _restored(one) for i, one in zip(batch.indices, unpacked(done["pairs"]), strict=True)}
-        if progress is not None:
-            progress(len(found), len(rows))
+        by_row |= {i: _restored(inside) for i, inside in zip(batch.indices, unpacked(done["pairs"]), strict=True)}
+        (progress or untold)(len(by_row), len(rows))
     scale = spread.of_two()
-    return tuple(_with_signal(found[row.index], gaps[row.index], scale) for row in rows)
+    return tuple(_with_signal(by_row[row.index], gaps[row.index], scale) for row in rows)
 
 
 class _Spread:
@@ -122,13 +121,13 @@ class _Spread:
     def __init__(self, n_layers: int, d_model: int, known: Mapping[str, NDArray[np.float64]]) -> None:
         n = len(PLACES)
         sizes = {"sums": (n, n_layers, d_model), "squares": (n, n_layers), "counts": (n,)}
-        begun = {name: known.get(name, np.zeros(size)) for name, size in sizes.items()}
-        self.sums, self.squares, self.counts = (torch.from_numpy(array.copy()) for array in begun.values())
+        arrays = {name: known.get(name, np.zeros(size)) for name, size in sizes.items()}
+        self.sums, self.squares, self.counts = (torch.from_numpy(array.copy()) for array in arrays.values())
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """The sums so far."""
-        named = {"sums": self.sums, "squares": self.squares, "counts": self.counts}
-        return {name: value.numpy().copy() for name, value in named.items()}
+        arrays = {"sums": self.sums, "squares": self.squares, "counts": self.counts}
+        return {name: value.numpy().copy() for name, value in arrays.items()}
 
     def add(self, both: Both) -> None:
         for place, marked in enumerate(_places(both)):
@@ -219,7 +218,7 @@ def _slope(model: Model, both: Both) -> Float[Tensor, " batch"] | None:
 
 
 def _restored(record: Mapping[str, Any]) -> Inside:
-    """Of its JSON, in which tuples are lists."""
+    """From its JSON, in which tuples are lists."""
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }

@@ -50,15 +50,15 @@ class CausalTest:
 
 
 def null_of(
-    measures: Sequence[PairMeasure], seen: Sequence[Inside], thresholds: Thresholds, *, n_rows: int = 1
+    measures: Sequence[PairMeasure], insides: Sequence[Inside], thresholds: Thresholds, *, n_rows: int = 1
 ) -> Null:
     """The null of the paraphrases among these; sigma_0 of means over ``n_rows`` where several rows were averaged."""
     places = [place for place, measure in enumerate(measures) if measure.item.control == PARAPHRASE]
     if not places:
         return Null()
     d = torch.tensor(null_divergences([measures[place] for place in places], n_rows), dtype=torch.float64)
-    signals = [seen[place].most("answer") for place in places]
-    sides = [seen[place].stronger_side for place in places]
+    signals = [insides[place].most("answer") for place in places]
+    sides = [insides[place].stronger_side for place in places]
     quantiles = (float(np.quantile(values, thresholds.null_share, method="higher")) for values in (signals, sides))
     return Null(len(places), metrics.paraphrase_null(d).item(), *quantiles)
 
@@ -70,18 +70,20 @@ def causal_test(cause: str, own: Sequence[Outcome], null: Sequence[Outcome]) -> 
     if ran and null_ran:
         table = [[agree, ran - agree], [null_agree, null_ran - null_agree]]
         p = float(stats.fisher_exact(table, alternative="greater").pvalue)
-    random = [one.says[RANDOM] for one in own if RANDOM in one.says]
+    random = [outcome.says[RANDOM] for outcome in own if RANDOM in outcome.says]
     share = float(np.mean(random)) if random else None
     return CausalTest(cause, TESTS[cause], agree, ran, null_agree, null_ran, p, share)
 
 
 def expected_agreement(outcomes: Sequence[Outcome], tests: Mapping[str, CausalTest]) -> float | None:
     """The share of these outcomes that would agree if each agreed as often as its test does on paraphrases."""
-    shares = [tests[one.test].null_share for one in outcomes if one.agrees is not None and one.test in tests]
+    shares = [
+        tests[outcome.test].null_share for outcome in outcomes if outcome.agrees is not None and outcome.test in tests
+    ]
     known = [share for share in shares if share is not None]
     return float(np.mean(known)) if known else None
 
 
 def _counts(outcomes: Sequence[Outcome]) -> tuple[int, int]:
-    known = [one.agrees for one in outcomes if one.agrees is not None]
+    known = [outcome.agrees for outcome in outcomes if outcome.agrees is not None]
     return sum(known), len(known)

@@ -14,7 +14,7 @@ __all__ = ["ExplainOptions"]
 class ExplainOptions(PlainNumbers):
     """What is explained and how; fixed before the run. ``by`` are keys of the rows, or ``pair``.
 
-    Without ``causal`` no test is run.
+    Without ``causal`` no causal test is run.
     """
 
     by: Annotated[
@@ -30,10 +30,6 @@ class ExplainOptions(PlainNumbers):
     ] = False
 
     def checked(self) -> ExplainOptions:
-        """Itself.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
+        """These options, or an OptionError where a number is out of its range."""
         check_least(self, batch_size=1, n_resamples=1, seed=0)
         return self

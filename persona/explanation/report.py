@@ -1,7 +1,7 @@
 """Explanations as files and as rows of tables.
 
 explain.json           everything, with what it was made from: every threshold, and its file's SHA-256
-pairs.csv              a line per pair, controls behind the study's own
+pairs.csv              a line per pair, controls after the study's own
 groups.csv             a line per group
 rates.csv              how often controls have each verdict, a line per verdict and kind of controls
 confusion.csv          expected classes by verdicts, where the rows say how they were generated
@@ -19,6 +19,7 @@ from typing import Any
 from persona_circuits.circuit.figures import picked, plain, write_csv
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import drawn_over
+from persona_circuits.persona.data.items import shared_by
 from persona_circuits.persona.explanation.calibration import CLAIMS, STRENGTHS, Cut
 from persona_circuits.persona.explanation.calibration_file import calibration_record
 from persona_circuits.persona.explanation.figures import write_explain_figures
@@ -65,7 +66,7 @@ def write_explanation(found: Explanation, folder: str | Path) -> None:
 
 def explain_record(found: Explanation) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON."""
-    thresholds, items = asdict(found.thresholds), [row.item for row in found.pairs]
+    thresholds = asdict(found.thresholds)
     about = {"source": thresholds.pop("source"), "sha256": thresholds.pop("sha256"), "values": thresholds}
     return plain(
         {
@@ -78,9 +79,12 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             **picked(found, "null", "tests", "rates"),
             "calibration": None if found.calibration is None else calibration_record(found.calibration),
             "notes": found.notes,
-            "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
+            "resampled": drawn_over(*shared_by([row.item for row in found.pairs])),
             "agreement": found.agreement,
-            "groups": [_group(one) for one in (found.overall, *found.groups, *found.controls)],
+            "groups": [
+                {"headline": group.headline, **asdict(group)}
+                for group in (found.overall, *found.groups, *found.controls)
+            ],
             "pairs": [_pair(row, found.nodes) for row in (*found.pairs, *found.control_pairs)],
         }
     )
@@ -94,7 +98,7 @@ def table_columns(by: str) -> tuple[str, ...]:
 def group_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """A row per group: means, but the median gain. ``signal`` is at the persona and at the answer.
 
-    The verdict is ``unconfirmed`` where its own causal test does not bear it out, and stands behind. ``eta`` is beside
+    The verdict is ``unconfirmed`` where its own causal test does not bear it out. ``eta`` is beside
     what is high there. ``test`` counts the causal tests that agree, of those that were run, and the share of
     paraphrases on which the same tests do.
     """
@@ -123,20 +127,20 @@ def rate_table(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...
     Rates are means over persona pairs, ``at most`` is the upper limit of 95 %. ``promise`` is the most that holds for
     a further persona pair like those that the calibration was set on.
     """
-    made, rows = found.calibration, []
+    calibration, rows = found.calibration, []
     kinds = [rate.kind for rate in found.rates if rate.verdict == CLAIMS[0]]
-    for name in CLAIMS if found.rates or made else ():
+    for name in CLAIMS if found.rates or calibration else ():
         own = {rate.kind: rate for rate in found.rates if rate.verdict == name}
         rows.append(
             (
-                name if made is None or made.gives(name) else f"{name}: not given",
-                *(() if made is None else _cut_cells(name, made.cuts[name])),
+                name if calibration is None or calibration.gives(name) else f"{name}: not given",
+                *(() if calibration is None else _cut_cells(name, calibration.cuts[name])),
                 *(f"{own[kind].pairs} of {own[kind].n}" for kind in kinds),
                 *((f"{own['all'].share:.3f}", f"{own['all'].upper:.3f}") if own else ()),
             )
         )
-    columns = ("verdict", *(("from", "promise") if made else ()), *kinds, *(("rate", "at most") if kinds else ()))
-    return columns, rows
+    promised, rated = ("from", "promise") if calibration else (), ("rate", "at most") if kinds else ()
+    return ("verdict", *promised, *kinds, *rated), rows
 
 
 def _cut_cells(name: str, cut: Cut) -> tuple[str, str]:
@@ -173,10 +177,6 @@ def _table_row(group: Group) -> tuple[str, ...]:
     )
 
 
-def _group(group: Group) -> dict[str, Any]:
-    return {"headline": group.headline, **asdict(group)}
-
-
 def _short(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "" if value is None else "inf"
@@ -201,11 +201,9 @@ def _pair(row: Explained, nodes: Sequence[str]) -> dict[str, Any]:
         "test_numbers": row.outcome.says,
         "divergence": measure.divergence,
         "null": row.numbers.null,
-        "prior": measure.prior,
-        "required_gain": measure.required_gain,
+        **picked(measure, "prior", "required_gain"),
         "flip_gain": row.flip_gain,
-        "choice_a": measure.choice_a,
-        "choice_b": measure.choice_b,
+        **picked(measure, "choice_a", "choice_b"),
         **picked(row.numbers, "mass", "signal_persona", "signal_answer", "arrived", "access"),
         **picked(row.numbers, "alignment", "aligned", "cancellation", "stronger_side", "opposed"),
         "inside": _inside(inside, nodes),

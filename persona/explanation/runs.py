@@ -1,9 +1,9 @@
 """A batch of pairs under both personas, and the passes that change one thing in it.
 
 Layer l of a stream is what enters block l, from 0; the last one is what the final norm
-reads. A pass is taken up at any layer with another stream (``replay``), with some
+reads. A pass starts at any layer with another stream (``replay``), with some
 nodes' differences between the personas taken out (``Removed``), or with more attention on
-the persona (``nearer``); all that lies behind is computed anew.
+the persona (``nearer``); all that follows is recomputed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from persona_circuits.circuit.task import Batch, Row, batches
 __all__ = [
     "Both",
     "Removed",
-    "behind",
+    "at_last",
     "both_of",
     "both_runs",
     "can_come_nearer",
     "margins",
     "nearer",
+    "prefix_of",
     "replay",
     "scaled",
 ]
@@ -60,7 +61,7 @@ class Both:
 
     @property
     def between(self) -> Bool[Tensor, "batch pos"]:
-        """The places behind the persona, but for the last one."""
+        """The places after the persona, but for the last one."""
         places = torch.arange(self.inside.shape[1], device=self.inside.device)
         return (places > self.end[:, None]) & (places < self.inside.shape[1] - 1)
 
@@ -77,14 +78,14 @@ def both_runs(model: Model, rows: Sequence[Row], batch_size: int, *, gradients: 
 
 def both_of(model: Model, batch: Batch, *, gradients: bool) -> Both:
     """One batch, run under both personas."""
-    runs, found = [], []
+    runs, gradients_of = [], []
     for tokens in (batch.clean, batch.corrupt):
         result, gradient = _run(model, batch, tokens, gradients)
         runs.append(result)
-        found.append(gradient)
+        gradients_of.append(gradient)
     inside = _persona(batch)
     places = torch.arange(inside.shape[1], device=inside.device)
-    mean = torch.stack([torch.stack(pair).mean(0) for pair in zip(*found, strict=True)]) if gradients else None
+    mean = torch.stack([torch.stack(pair).mean(0) for pair in zip(*gradients_of, strict=True)]) if gradients else None
     return Both(batch, runs[0], runs[1], inside, (inside * places).amax(1), mean)
 
 
@@ -118,7 +119,7 @@ def replay(
     removed: Removed | None = None,
     before: Prefix | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at the last place of a pass that is taken up at ``layer`` with this stream, that behind ``before``."""
+    """Logits at the last place of a pass from ``layer`` on with this stream, which follows the prefix ``before``."""
     with torch.no_grad():
         for block in model.blocks[layer:]:
             normed = block.attn_norm(stream)
@@ -127,16 +128,16 @@ def replay(
             after = stream + block.attn_out(z)
             if removed is not None:
                 heads = block.head_results(z[:, -1:])[:, :, 0]
-                after = _at_last(after, removed.shift(model.graph.heads_of(block.layer), heads))
+                after = at_last(after, removed.shift(model.graph.heads_of(block.layer), heads))
             added = block.mlp(stream if block.parallel else after)
             if removed is not None:
                 place = model.graph.mlp_of(block.layer)
-                added = _at_last(added, removed.shift(slice(place, place + 1), added[None, :, -1]))
+                added = at_last(added, removed.shift(slice(place, place + 1), added[None, :, -1]))
             stream = after + added
         return model.unembed(stream[:, -1])
 
 
-def behind(model: Model, run: Run) -> Prefix:
+def prefix_of(model: Model, run: Run) -> Prefix:
     """Keys and values of a run at all places but the answer's: what a pass of that place alone reads of them."""
     layers = []
     with torch.no_grad():
@@ -149,7 +150,7 @@ def behind(model: Model, run: Run) -> Prefix:
 def scaled(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Float[Tensor, "batch vocab"]]:
     """Logits of A and of B with ``gain`` on what attention brings to the answer's place and in which the two differ.
 
-    In every layer the two runs' attention outputs there are drawn apart about their mean;
+    In every layer the two runs' attention outputs there are moved apart about their mean;
     MLPs, and attention in later layers, read the streams that this makes.
     """
     a, b = both.runs
@@ -161,7 +162,7 @@ def scaled(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Floa
             q, k, v = (block.project(slot, normed) for slot in SLOTS)
             added = block.attn_out(block.attention(q, k, v, a.context))
             of_a, of_b = added[:, -1].chunk(2)
-            after = stream + _at_last(added, torch.cat([push * (of_a - of_b), push * (of_b - of_a)]))
+            after = stream + at_last(added, torch.cat([push * (of_a - of_b), push * (of_b - of_a)]))
             stream = after + block.mlp(stream if block.parallel else after)
         return list(model.unembed(stream[:, -1]).chunk(2))
 
@@ -173,14 +174,14 @@ def can_come_nearer(context: Context) -> bool:
 
 
 def nearer(context: Context, both: Both, boost: float) -> Context:
-    """The context in which every place behind the persona attends to it with ``boost`` added to the logit.
+    """The context in which every place after the persona attends to it with ``boost`` added to the logit.
 
     What a late placement does to a persona whose hold fades with distance, without
-    touching a word: attention odds on the persona's tokens are times e^boost, in all heads.
+    touching a word: attention odds on the persona's tokens are multiplied by e^boost, in all heads.
     """
     places = torch.arange(both.inside.shape[1], device=both.inside.device)
-    behind = places[None, :] > both.end[:, None]
-    more = boost * (behind[:, :, None] & both.inside[:, None, :]).to(both.clean.streams[0].dtype)
+    after = places[None, :] > both.end[:, None]
+    more = boost * (after[:, :, None] & both.inside[:, None, :]).to(both.clean.streams[0].dtype)
     layers = tuple(
         {**arguments, "attention_mask": arguments["attention_mask"] + more[:, None]} for arguments in context.per_layer
     )
@@ -196,9 +197,9 @@ def _run(
         check_finite(result.logits, batch.name)
         if not gradients:
             return result, ()
-        found = torch.autograd.grad(margins(result.logits, batch).sum(), result.streams)
+        gradients_of = torch.autograd.grad(margins(result.logits, batch).sum(), result.streams)
     streams = tuple(stream.detach() for stream in result.streams)
-    return replace(result, streams=streams, logits=result.logits.detach(), mids=(), qkv=()), found
+    return replace(result, streams=streams, logits=result.logits.detach(), mids=(), qkv=()), gradients_of
 
 
 def _persona(batch: Batch) -> Bool[Tensor, "batch pos"]:
@@ -210,5 +211,6 @@ def _persona(batch: Batch) -> Bool[Tensor, "batch pos"]:
     return started & not_over
 
 
-def _at_last(values: Float[Tensor, "batch pos d_model"], shift: Float[Tensor, "batch d_model"]) -> Tensor:
+def at_last(values: Float[Tensor, "batch pos d_model"], shift: Float[Tensor, "batch d_model"]) -> Tensor:
+    """The values with this added at the last place."""
     return torch.cat([values[:, :-1], values[:, -1:] + shift[:, None]], dim=1)

@@ -1,13 +1,13 @@
 """Why each pair collapses or does not: numbers, a verdict from them, and a causal test of the verdict.
 
 1. every pair, and every control, is asked under both personas (``persona.behaviour.measure``);
-2. both runs are looked into (``persona.explanation.inside``); with ``average`` rows of other paraphrases and wordings
+2. both runs are looked inside (``persona.explanation.inside``); with ``average`` rows of other paraphrases and wordings
    are taken together from here on (``persona.behaviour.wordings``);
 3. paraphrase controls give the null of D, signal and contributions (``persona.explanation.null``);
 4. the numbers give a verdict by thresholds that a file fixes beforehand (``persona.explanation.verdicts``);
 5. the causal test that goes with it is run on the model (``persona.explanation.causal``), and on all paraphrases;
    with ``calibration`` a verdict is given where controls have it rarely (``persona.explanation.calibration``);
-6. pairs are summed up together and by any key of their rows;
+6. pairs are summarised together and by any key of their rows;
 7. where the rows say how they were generated, verdicts are compared with it (``persona.explanation.truth``).
 """
 
@@ -28,7 +28,7 @@ from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Task, encode, without_forms
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_rows, measure_pairs, pooled, usual_rows
 from persona_circuits.persona.data import ItemFile, clusters_of
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.items import Item, shared_by
 from persona_circuits.persona.explanation.calibration import (
     Calibration,
     Rate,
@@ -132,9 +132,9 @@ def explain(
     items = (*chosen.items, *more)
     source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
     without_forms((item.pair for item in items), "explain")
-    begun = time.monotonic()
+    started = time.monotonic()
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
-    asking = time.monotonic() - begun
+    asking = time.monotonic() - started
     stage = first_told(stage, "with all tests", asking * beyond_asking(items, causal=options.causal))
     rows = encode(Task(tuple(item.pair.bare() for item in items), source, ""), model)
     half = _training_half(calibration, items, model, thresholds, options)
@@ -143,12 +143,12 @@ def explain(
     )
     with Kept(state, search) as kept:
         progress = stage("looking inside")
-        seen = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
+        insides = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
         groups = grouped_rows(items) if options.average else [(place,) for place in range(len(items))]
-        several = [[Asking(rows[i], measures[i], seen[i]) for i in group] for group in groups]
-        found, null = _all_judged(
+        askings = [[Asking(rows[i], measures[i], insides[i]) for i in group] for group in groups]
+        judged, null = _all_judged(
             pooled(measures) if options.average else measures,
-            [mean_inside([one.inside for one in group]) for group in several],
+            [mean_inside([row.inside for row in group]) for group in askings],
             calibration,
             half,
             thresholds,
@@ -157,15 +157,15 @@ def explain(
         how: dict[str, Any] = {"thresholds": thresholds, "batch_size": options.batch_size, "kept": kept}
         restored = thresholds.restored(null.sigma_0)
         run = partial(run_test, model, **how)
-        done, tests = tested(run, model, found, several, restored, stage, causal=options.causal)
+        done, tests = tested(run, model, judged, askings, restored, stage, causal=options.causal)
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    done, rates, made = _with_calibration(calibration, half, done, null, model, thresholds, options)
+    done, rates, fitted = _with_calibration(calibration, half, done, null, model, thresholds, options)
     summed = _summed(model, done, null, tests, thresholds, options, sources)
-    return replace(summed, rates=rates, calibration=made)
+    return replace(summed, rates=rates, calibration=fitted)
 
 
 def beyond_asking(items: Sequence[Item], *, causal: bool = True) -> float:
-    """How many times as long as asking them all else takes, about."""
+    """About how many times as long as asking them everything else takes."""
     alike = sum(item.control == PARAPHRASE for item in items) / max(1, len(items))
     return INSIDE + TESTED * causal * (1 + (OF_PARAPHRASES - 1) * alike)
 
@@ -186,9 +186,9 @@ def _training_half(
             raise OptionError("a new calibration is set on controls, and there are none; give them with --null")
         return half
     run = (model.fingerprint, thresholds.sha256, options.average, options.causal)
-    made = (calibration.fingerprint, calibration.thresholds, calibration.average, calibration.causal)
+    stored = (calibration.fingerprint, calibration.thresholds, calibration.average, calibration.causal)
     names = ("another model", "other thresholds", "another --average", "another --causal")
-    if differ := [name for name, a, b in zip(names, run, made, strict=True) if a != b]:
+    if differ := [name for name, a, b in zip(names, run, stored, strict=True) if a != b]:
         raise OptionError(
             f"calibration {calibration.source} is of {' and '.join(differ)} than this run; give the same, or the name "
             "of a new file to set one"
@@ -198,7 +198,7 @@ def _training_half(
 
 def _all_judged(
     measures: Sequence[PairMeasure],
-    seen: Sequence[Inside],
+    insides: Sequence[Inside],
     calibration: Calibration | Literal["new"] | None,
     half: frozenset[str],
     thresholds: Thresholds,
@@ -208,13 +208,13 @@ def _all_judged(
     if isinstance(calibration, Calibration):
         null = calibration.null
     else:
-        own = [i for i, one in enumerate(measures) if calibration is None or cluster_of(one.item) in half]
-        null = null_of([measures[i] for i in own], [seen[i] for i in own], thresholds, n_rows=usual_rows(measures))
-    found = [
+        own = [i for i, measure in enumerate(measures) if calibration is None or cluster_of(measure.item) in half]
+        null = null_of([measures[i] for i in own], [insides[i] for i in own], thresholds, n_rows=usual_rows(measures))
+    judged = [
         _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
-        for measure, inside in zip(measures, seen, strict=True)
+        for measure, inside in zip(measures, insides, strict=True)
     ]
-    return found, null
+    return judged, null
 
 
 def _with_calibration(
@@ -227,18 +227,18 @@ def _with_calibration(
     options: ExplainOptions,
 ) -> tuple[list[Explained], tuple[Rate, ...], Calibration | None]:
     """Verdicts as far as they are given; the rates of controls, of those that nothing was set on; the calibration."""
-    controls = [one for one in done if one.item.control != "none"]
+    controls = [row for row in done if row.item.control != "none"]
     if given is None:
         return list(done), rates_of(controls), None
-    training, held_out = ([one for one in controls if (cluster_of(one.item) in half) is here] for here in (True, False))
+    training, held_out = ([row for row in controls if (cluster_of(row.item) in half) is here] for here in (True, False))
     calibration = given
     if calibration == "new":
         about = (model.fingerprint, thresholds.sha256, options.average, options.causal)
         calibration = Calibration(*about, null, cuts_of(training), tuple(sorted(half)))
-    rates = rates_of([calibrated(one, calibration) for one in held_out])
+    rates = rates_of([calibrated(row, calibration) for row in held_out])
     withheld = tuple(dict.fromkeys((*calibration.withheld, *withheld_of(rates))))
     calibration = replace(calibration, withheld=withheld, held_out=rates or calibration.held_out)
-    return [calibrated(one, calibration) for one in done], rates or calibration.held_out, calibration
+    return [calibrated(row, calibration) for row in done], rates or calibration.held_out, calibration
 
 
 def _check(pairs: ItemFile, options: ExplainOptions) -> None:
@@ -255,8 +255,8 @@ def _check(pairs: ItemFile, options: ExplainOptions) -> None:
 
 def _labels(pairs: ItemFile) -> tuple[str, ...]:
     """Keys of rows that can tell pairs apart: those with text or a number."""
-    found = dict.fromkeys(key for item in pairs.items for key, value in item.pair.row.items() if is_label(value))
-    return tuple(key for key in found if key not in ("clean", "corrupt", "neutral"))
+    keys = dict.fromkeys(key for item in pairs.items for key, value in item.pair.row.items() if is_label(value))
+    return tuple(key for key in keys if key not in ("clean", "corrupt", "neutral"))
 
 
 def _judged(
@@ -306,9 +306,9 @@ def _summed(
     options: ExplainOptions,
     sources: tuple[tuple[str, str], ...],
 ) -> Explanation:
-    main = tuple(one for one in done if one.item.control == "none")
-    others = tuple(one for one in done if one.item.control != "none")
-    judged = [one for one in done if one.expected is not None]
+    main = tuple(row for row in done if row.item.control == "none")
+    others = tuple(row for row in done if row.item.control != "none")
+    judged = [row for row in done if row.expected is not None]
     settings: dict[str, Any] = {
         "tests": tests,
         "majority": thresholds.majority,
@@ -327,11 +327,9 @@ def _summed(
         groups=tuple(group for key in options.by for group in groups_by(key, main, **settings)),
         controls=groups_by("control", others, **settings),
         agreement=agreement(
-            [str(one.expected) for one in judged],
-            [one.verdict.name for one in judged],
-            clusters=clusters_of([one.item.personas for one in judged], [one.item.question for one in judged])
-            if judged
-            else None,
+            [str(row.expected) for row in judged],
+            [row.verdict.name for row in judged],
+            clusters=clusters_of(*shared_by([row.item for row in judged])) if judged else None,
             n_permutations=options.n_resamples,
             seed=options.seed,
         ),

@@ -37,7 +37,7 @@ class Asking:
 def tested(
     run: Callable[..., Sequence[Outcome]],
     model: Model,
-    found: Sequence[Explained],
+    pairs: Sequence[Explained],
     askings: Sequence[Sequence[Asking]],
     restored: float,
     stage: Stage,
@@ -48,27 +48,27 @@ def tested(
 
     ``askings`` are the rows of each pair, one or several.
     """
-    outcomes = [_not_run(one, causal) for one in found]
-    alike = [place for place, one in enumerate(found) if one.item.control == PARAPHRASE]
+    outcomes = [_not_run(pair, causal) for pair in pairs]
+    alike = [place for place, pair in enumerate(pairs) if pair.item.control == PARAPHRASE]
     tests = {}
     for cause, test in TESTS.items() if causal else ():
-        own = [place for place, one in enumerate(found) if one.verdict.name == cause]
+        own = [place for place, pair in enumerate(pairs) if pair.verdict.name == cause]
         if not own:
             continue
         places = sorted({*own, *alike})
-        rows = [(place, one.asked(model, restored)) for place in places for one in askings[place]]
-        outcome_of = run(test=test, asked=[one for _, one in rows], progress=stage(f"causal test: {test}"))
+        rows = [(place, asking.asked(model, restored)) for place in places for asking in askings[place]]
+        outcome_of = run(test=test, asked=[asked for _, asked in rows], progress=stage(f"causal test: {test}"))
         several: dict[int, list[Outcome]] = {}
         for (place, _), outcome in zip(rows, outcome_of, strict=True):
             several.setdefault(place, []).append(outcome)
         results = {place: mean_outcome(group) for place, group in several.items()}
         for place in own:
             outcomes[place] = results[place]
-        studied = [results[place] for place in own if found[place].item.control == "none"]
+        studied = [results[place] for place in own if pairs[place].item.control == "none"]
         tests[test] = causal_test(cause, studied, [results[place] for place in alike])
-    return [replace(one, outcome=outcome) for one, outcome in zip(found, outcomes, strict=True)], tests
+    return [replace(pair, outcome=outcome) for pair, outcome in zip(pairs, outcomes, strict=True)], tests
 
 
-def _not_run(one: Explained, causal: bool) -> Outcome:
-    test = TESTS.get(one.verdict.name, "")
+def _not_run(pair: Explained, causal: bool) -> Outcome:
+    test = TESTS.get(pair.verdict.name, "")
     return Outcome(test, None, {}, "not asked for" if test and not causal else "no test for this verdict")

@@ -53,10 +53,10 @@ class Agreement:
 
 def expected_of(keys: Mapping[str, Any]) -> str | None:
     """The class that a row of a pair file expects; None where the row does not say, or is a paraphrase control."""
-    said = keys.get("generator")
-    if not isinstance(said, Mapping) or keys.get("control") == "paraphrase":
+    generator = keys.get("generator")
+    if not isinstance(generator, Mapping) or keys.get("control") == "paraphrase":
         return None
-    d, collapses = said.get("divergence"), said.get("collapses")
+    d, collapses = generator.get("divergence"), generator.get("collapses")
     if isinstance(d, bool) or not isinstance(d, int | float) or not isinstance(collapses, bool):
         return None
     if abs(d) < ZERO:
@@ -85,13 +85,13 @@ def agreement(
     rows = [name for name in TRUTHS if name in expected]
     columns = list(dict.fromkeys(sorted(verdicts)))
     pairs = list(zip(expected, verdicts, strict=True))
-    truth, found = np.array(expected), np.array([_class_of(verdict) for verdict in verdicts])
-    hits = int((truth == found).sum())
+    truth, classes = np.array(expected), np.array([_class_of(verdict) for verdict in verdicts])
+    hits = int((truth == classes).sum())
     among = (clusters or Clusters(len(pairs), None, None)).permutations
-    wanted, given = truth[among.places], found[among.places]
+    wanted, given = truth[among.places], classes[among.places]
     moved = given[among.draws(np.random.default_rng(seed), n_permutations)]
     at_least = int(((moved == wanted).sum(1) >= (given == wanted).sum()).sum())
-    chance = float(sum((truth == name).mean() * (found == name).mean() for name in set(truth)))
+    chance = float(sum((truth == name).mean() * (classes == name).mean() for name in set(truth)))
     return Agreement(
         table={row: {column: pairs.count((row, column)) for column in columns} for row in rows},
         n=len(pairs),

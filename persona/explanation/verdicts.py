@@ -1,6 +1,6 @@
 """Why a pair collapses: the verdict, from its numbers and from thresholds that are fixed beforehand.
 
-The rows of the table are asked in this order, the first that fits is the verdict.
+The rows of the table are tried in this order; the first that fits is the verdict.
 "Below" is |D| < 2 sigma_0 (the floor stands for it where there are no paraphrases),
 "one choice" is of all candidates. Without it nothing has collapsed, and there is no cause to find:
 
@@ -16,7 +16,7 @@ The rows of the table are asked in this order, the first that fits is the verdic
     undecided           all else
 
 Where D is a signal but smaller than the floor, cancellation is asked before prior dominance, and bottleneck
-behind it: what cancels or blocks the persona shrinks the paraphrases with it.
+after it: what cancels or blocks the persona shrinks the paraphrases with it.
 """
 
 from __future__ import annotations
@@ -141,14 +141,14 @@ def judge(numbers: Numbers, thresholds: Thresholds) -> Verdict:
     if not numbers.one_choice:
         return Verdict("no collapse", f"D {d:+.2f} >= {null:.2f}; two choices")
     small = d < thresholds.divergence_floor
-    if small and (found := _cancels(numbers, thresholds)):
-        return found
+    if small and (cause := _cancels(numbers, thresholds)):
+        return cause
     eta = f"eta {numbers.alignment:.3f}"
     if numbers.alignment >= numbers.aligned:
         why = f"D {d:+.2f} >= {null:.2f}; one choice; {eta} >= {numbers.aligned:.3f}"
         return Verdict("prior dominance", why)
-    if small and (found := _blocked(numbers)):
-        return found
+    if small and (cause := _blocked(numbers)):
+        return cause
     why = f"D {d:+.2f} >= {null:.2f}; one choice; but {eta} < {numbers.aligned:.3f}"
     return Verdict("undecided", why)
 
@@ -176,8 +176,8 @@ def load_thresholds(path: str | Path | None = None) -> Thresholds:
 def _lost(numbers: Numbers, thresholds: Thresholds) -> Verdict | None:
     """Where the persona's effect went; the causes of a D that is below."""
     low = f"|D| {abs(numbers.divergence):.2f} < {numbers.null:.2f}"
-    if found := _cancels(numbers, thresholds):
-        return found
+    if cause := _cancels(numbers, thresholds):
+        return cause
     if numbers.signal_answer < numbers.arrived:
         signal = f"signal at the answer {numbers.signal_answer:.2f} < {numbers.arrived:.2f}"
         return Verdict("weak or transient", f"{low}; {signal}")

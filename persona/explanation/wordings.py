@@ -23,16 +23,16 @@ def mean_inside(group: Sequence[Inside]) -> Inside:
     first = group[0]
     if len(group) == 1:
         return first
-    contributions = np.mean([one.contributions for one in group], axis=0)
-    slopes = [one.slope for one in group if one.slope is not None]
+    contributions = np.mean([inside.contributions for inside in group], axis=0)
+    slopes = [inside.slope for inside in group if inside.slope is not None]
     return replace(
         first,
-        signal={place: tuple(np.mean([one.signal[place] for one in group], axis=0).tolist()) for place in PLACES},
-        alignment=tuple(np.mean([one.alignment for one in group], axis=0).tolist()),
-        chance=float(np.sqrt(np.mean([one.chance**2 for one in group]))),
+        signal={place: tuple(np.mean([inside.signal[place] for inside in group], axis=0).tolist()) for place in PLACES},
+        alignment=tuple(np.mean([inside.alignment for inside in group], axis=0).tolist()),
+        chance=float(np.sqrt(np.mean([inside.chance**2 for inside in group]))),
         contributions=tuple(contributions.tolist()),
-        remainder=float(np.mean([one.remainder for one in group])),
-        conservation=max((one.conservation for one in group), key=abs),
+        remainder=float(np.mean([inside.remainder for inside in group])),
+        conservation=max((inside.conservation for inside in group), key=abs),
         cancellation=metrics.cancellation(torch.tensor(contributions)).item(),
         slope=float(np.mean(slopes)) if len(slopes) == len(group) else None,
     )
@@ -43,9 +43,9 @@ def mean_outcome(group: Sequence[Outcome]) -> Outcome:
     first = group[0]
     if len(group) == 1:
         return first
-    ran = [one.agrees for one in group if one.agrees is not None]
-    names = [name for name in first.says if all(name in one.says for one in group)]
-    says = {name: float(np.mean([one.says[name] for one in group])) for name in names}
+    ran = [outcome.agrees for outcome in group if outcome.agrees is not None]
+    names = [name for name in first.says if all(name in outcome.says for outcome in group)]
+    says = {name: float(np.mean([outcome.says[name] for outcome in group])) for name in names}
     if not ran:
         return replace(first, says=says)
     why = f"agrees on {sum(ran)} of {len(ran)} rows; the first: {first.why}"

@@ -28,11 +28,7 @@ class FormatOptions(PlainNumbers):
     seed: Annotated[int, Option("Seed of splits, order and wordings, as of pairs.", min=0)] = 0
 
     def checked(self) -> FormatOptions:
-        """Itself.
-
-        Raises:
-            OptionError: a name is unknown or a number out of its range.
-        """
+        """These options, or an OptionError where a name is unknown or a number out of its range."""
         check_choices(self)
         if unknown := [name for name in self.formats if name not in PROMPT_FORMATS]:
             raise OptionError(f"--format {unknown[0]!r} is not one of {', '.join(PROMPT_FORMATS)}")

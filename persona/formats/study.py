@@ -89,14 +89,14 @@ def study_formats(
         TaskError: no format can be put to this model.
     """
     options = (options or FormatOptions()).checked()
-    told = stage or (lambda _: untold)
+    stages = stage or (lambda _: untold)
     ask = _Asking(model, tuple(personas), tuple(questions), contrast, options)
-    found = ask.study(told)
+    study = ask.study(stages)
     try:
-        held_out = ask.measured(found.best, "test", ask.sample("test"), told(f"{found.best}, held out"))
+        held_out = ask.measured(study.best, "test", ask.sample("test"), stages(f"{study.best}, held out"))
     except TaskError:
-        return found
-    return replace(found, held_out=held_out)
+        return study
+    return replace(study, held_out=held_out)
 
 
 def calibrated(
@@ -141,14 +141,14 @@ class _Asking:
     options: FormatOptions
     friend: bool = True
 
-    def study(self, told: Callable[[str], Progress]) -> FormatStudy:
+    def study(self, stages: Callable[[str], Progress]) -> FormatStudy:
         """Every format on the training sample."""
         sample = self.sample("train")
         rows: list[FormatRow] = []
         skipped: dict[str, str] = {}
         for name in self.options.chosen:
             try:
-                rows.append(self.measured(name, "train", sample, told(f"format {name}")))
+                rows.append(self.measured(name, "train", sample, stages(f"format {name}")))
             except (OptionError, TaskError) as error:
                 skipped[name] = str(error).splitlines()[0]
         if not rows:
@@ -161,13 +161,13 @@ class _Asking:
         """A format's row on the sample of one split."""
         rows, null = self._rows(name, split, sample)
         friend = framed(rows, ("friend",), self.model).rows if self.friend else ()
-        groups = [rows, null, friend]
-        found = self._measures([row for some in groups for row in some], name, progress)
-        of_friend = [one for one in found if "variant" in one.item.pair.row]
-        rest = [one for one in found if "variant" not in one.item.pair.row]
+        items = items_of(task_of_items([*rows, *null, *friend], f"format {name}")).items
+        measures = averaged(measure_pairs(self.model, items, batch_size=self.options.batch_size, progress=progress))
+        friends = [m for m in measures if "variant" in m.item.pair.row]
+        rest = [m for m in measures if "variant" not in m.item.pair.row]
         how = StudyOptions(n_resamples=self.options.n_resamples, seed=self.options.seed)
         study = summarise(rest, how, model=self.model.name)
-        answers, named = self._answers([one for one in rest if one.item.control == "none"])
+        answers, named = self._answers([m for m in rest if m.item.control == "none"])
         whole = study.overall.summary
         return FormatRow(
             format=name,
@@ -179,7 +179,7 @@ class _Asking:
             sigma_0=study.sigma_0,
             order_effect=study.order_effect,
             collapse=whole.collapse.value,
-            friend=float(np.mean([one.divergence for one in of_friend])) if of_friend else None,
+            friend=float(np.mean([m.divergence for m in friends])) if friends else None,
             named=named,
             words=study.words,
             answer=answers[0] if answers else "",
@@ -194,11 +194,10 @@ class _Asking:
         rows = [row for row in built.rows if row.get("split", split) == split]
         if not rows:
             raise TaskError(f"format {name}: no pair of split {split} is left")
-        mine = [row for row in null if row.get("split", split) == split]
-        return rows, mine
+        return rows, [row for row in null if row.get("split", split) == split]
 
     def sample(self, split: str) -> Sample:
-        """Which personas meet in which questions: the first that the simplest format gives in this split."""
+        """Which personas meet in which questions: the first pairs that the simplest format gives in this split."""
         template = load_format("cue", self.model.tokenizer)
         built = build_pairs(
             self.personas, self.questions, self.model, template, contrast=self.contrast, options=self._how(null=False)
@@ -213,27 +212,23 @@ class _Asking:
             seed=self.options.seed, max_pairs=100_000, test_share=self.options.test_share, null=null
         ).checked()
 
-    def _measures(self, rows: Sequence[Row], name: str, progress: Progress) -> tuple[PairMeasure, ...]:
-        items = items_of(task_of_items(rows, f"format {name}")).items
-        return averaged(measure_pairs(self.model, items, batch_size=self.options.batch_size, progress=progress))
-
     def _answers(self, measures: Sequence[PairMeasure]) -> tuple[list[str], float | None]:
         """Greedy answers of some pairs' clean prompts, and the share that begins with the option of the first token."""
         sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-        said, same = [], []
-        for one in measures[: self.options.n_answers]:
-            pair = one.item.pair
+        answers, agree = [], []
+        for measure in measures[: self.options.n_answers]:
+            pair = measure.item.pair
             answer = continuations(self.model, [token_ids(pair.clean, self.model)], sampling, keys=[pair.id])[0].text
-            said.append(answer)
-            same.append(_names(answer, _first_choice(one)))
-        return said, float(np.mean(same)) if same else None
+            answers.append(answer)
+            agree.append(_names(answer, _first_choice(measure)))
+        return answers, float(np.mean(agree)) if agree else None
 
 
-def _first_choice(one: PairMeasure) -> str:
+def _first_choice(measure: PairMeasure) -> str:
     """What the answer says for the choice: the option itself, or its letter in the first order."""
-    row = one.item.pair.row
+    row = measure.item.pair.row
     options, shown = row.get("options"), row.get("candidates", [])
-    return shown[options.index(one.choice_a)] if options and one.choice_a in options else one.choice_a
+    return shown[options.index(measure.choice_a)] if options and measure.choice_a in options else measure.choice_a
 
 
 def _names(answer: str, choice: str) -> bool:

@@ -30,7 +30,7 @@ from torch import Tensor
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.graph import Node
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Row, Task, encode
 from persona_circuits.persona.inside.heads import attention_of
@@ -84,15 +84,14 @@ def look_inside(
         direct.append((a.direct - b.direct).double().cpu().numpy())
         lens.append([x - y for x, y in zip(_margins(model, a, row), _margins(model, b, row), strict=True)])
         divergences.append(lens[-1][-1])
-        if progress is not None:
-            progress(done, len(rows) + 1)
+        (progress or untold)(done, len(rows) + 1)
     mean, whole = np.mean(direct, 0), float(np.mean(divergences))
     middle = int(np.argsort(divergences)[(len(rows) - 1) // 2])
     row = rows[middle]
     sides = _side(model, row, 0), _side(model, row, 1)
     pair = part.pairs[row.index]
     nodes = [node for node in circuit.nodes() if node.kind in ("head", "mlp")]
-    found = {
+    record = {
         "fingerprint": model.fingerprint,
         "split": split,
         "n_pairs": len(rows),
@@ -109,9 +108,8 @@ def look_inside(
         "signal": _signal(*sides),
         "lens": _lens(model, sides, np.mean(lens, 0)),
     }
-    if progress is not None:
-        progress(len(rows) + 1, len(rows) + 1)
-    return found
+    (progress or untold)(len(rows) + 1, len(rows) + 1)
+    return record
 
 
 def _side(model: Model, row: Row, turn: int) -> _Side:
@@ -120,7 +118,7 @@ def _side(model: Model, row: Row, turn: int) -> _Side:
     places = torch.arange(len(ids), device=model.device)[None]
     seen = trace(model, tokens, places, with_parts=True)
     assert seen.parts is not None
-    answers, wrong = (torch.tensor([list(each)], device=model.device) for each in (row.answers, row.wrong_answers))
+    answers, wrong = (torch.tensor([list(texts)], device=model.device) for texts in (row.answers, row.wrong_answers))
     reader = read_out(model, seen.streams[-1, :, -1], answers, wrong)[0]
     return _Side(ids, seen.streams[:, 0], seen.parts[:, 0], reader)
 
@@ -137,35 +135,35 @@ def _nodes(
 ) -> dict[str, Any]:
     places = {node: model.graph.src_index(node) for node in nodes}
     strongest = sorted((node for node in nodes if node.kind == "head"), key=lambda node: -abs(mean[places[node]]))
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for node in nodes:
         effect = float(mean[places[node]])
-        found[str(node)] = {"direct": {"mean": _short(effect), "share": _short(effect / whole) if whole else None}}
+        entries[str(node)] = {"direct": {"mean": _short(effect), "share": _short(effect / whole) if whole else None}}
         for key, side in zip("ab", sides, strict=True):
             up, down = _promoted(model, side, places[node])
-            found[str(node)] |= {f"up_{key}": up, f"down_{key}": down}
+            entries[str(node)] |= {f"up_{key}": up, f"down_{key}": down}
         if node.kind == "mlp" and (neurons := _neurons(model, sides, node.layer)):
-            found[str(node)]["neurons"] = neurons
-    _add_attention(model, row, sides, strongest[:MOST_HEADS], found)
-    return found
+            entries[str(node)]["neurons"] = neurons
+    _add_attention(model, row, sides, strongest[:MOST_HEADS], entries)
+    return entries
 
 
 def _add_attention(
-    model: Model, row: Row, sides: tuple[_Side, _Side], heads: Sequence[Node], found: dict[str, Any]
+    model: Model, row: Row, sides: tuple[_Side, _Side], heads: Sequence[Node], entries: dict[str, Any]
 ) -> None:
     for layer in sorted({node.layer for node in heads}):
         for key, side in zip("ab", sides, strict=True):
             tokens = torch.tensor([side.ids], device=model.device)
             with torch.no_grad():
                 seen = attention_of(model.blocks[layer], side.streams[layer][None], model.start(tokens)[1], side.reader)
-            for node in (one for one in heads if one.layer == layer):
-                found[str(node)] |= {
+            for node in (n for n in heads if n.layer == layer):
+                entries[str(node)] |= {
                     f"pattern_{key}": _bytes(seen.pattern[node.head]),
                     f"values_{key}": [_short(value) for value in seen.sizes[node.head].tolist()],
                     f"moved_{key}": [_short(value) for value in seen.moved[node.head].tolist()],
                 }
     for node in heads:
-        found[str(node)]["spans"] = _by_span(row, found[str(node)])
+        entries[str(node)]["spans"] = _by_span(row, entries[str(node)])
 
 
 def _by_span(row: Row, node: dict[str, Any]) -> list[list[Any]]:
@@ -181,8 +179,8 @@ def _promoted(model: Model, side: _Side, src: int) -> tuple[list[list[Any]], lis
     """Tokens whose logits rise and fall the most with what a source writes at the answer's place."""
     final = side.streams[-1, -1]
     with torch.no_grad():
-        both = model.unembed(torch.stack([final, final - side.parts[src]]))
-    change = (both[0] - both[1]).float()
+        logits = model.unembed(torch.stack([final, final - side.parts[src]]))
+    change = (logits[0] - logits[1]).float()
     change = change - change.mean()
     n = min(N_TOKENS, len(change))
     return _named(model, change.topk(n)), _named(model, (-change).topk(n), sign=-1.0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from persona_circuits.persona.pairs.matching import Case, leak_finder
 from persona_circuits.persona.pairs.options import PairOptions
 from persona_circuits.persona.pairs.report import Built
 from persona_circuits.persona.pairs.splits import Meeting, training_meetings
+from persona_circuits.persona.streams import grouped
 
 __all__ = ["AskedModel", "ask_model", "joined_candidates", "lifts", "marked"]
 
@@ -57,7 +58,7 @@ FUNCTION_WORDS = frozenset(
 class AskedModel:
     """What a model declared: the questions less the wording asked, each with its ``prefers`` and ``options``.
 
-    ``words`` is what it would say at all; ``wordings`` the wording that each question was asked in; ``meetings``
+    ``words`` is what it is most likely to say; ``wordings`` the wording that each question was asked in; ``meetings``
     the persona pairs whose answers gave the candidates, empty where nothing was mined.
     """
 
@@ -73,7 +74,7 @@ class AskedModel:
         return {
             "candidates": "mined" if self.mined else "of the source",
             "wordings": dict(self.wordings),
-            "declared": {one.id: dict(one.prefers) for one in self.questions},
+            "declared": {q.id: dict(q.prefers) for q in self.questions},
             "left_out": list(self.left_out),
             "words": [list(word) for word in self.words],
         }
@@ -108,38 +109,36 @@ def ask_model(
     options = options or PairOptions()
     if template.style.lists:
         raise OptionError(f"--format {template.name} lists its options, whose order answers, too; use another format")
-    several = [one for one in questions if len(one.wordings) > 1 and (mine or one.options)]
+    several = [q for q in questions if len(q.wordings) > 1 and (mine or q.options)]
     if not several:
         raise TaskError("to ask the model, a question needs a wording to ask and another for the pairs; add wordings")
-    people = list({one.name: one for two in met for one in two}.values())
+    people = list({person.name: person for pair in met for person in pair}.values())
     training = training_meetings(met, options)
-    trained = {one.name for two in training for one in two}
-    places = {one.id: _place(one, options.seed) for one in several}
-    said: list[Words] = []
-    found: list[Question] = []
+    trained = {person.name for pair in training for person in pair}
+    places = {q.id: _place(q, options.seed) for q in several}
+    top: list[Words] = []
+    declared: list[Question] = []
     for done, question in enumerate(several, 1):
-        prompts = [_prompt(one, question, places[question.id], template) for one in people]
+        prompts = [_prompt(person, question, places[question.id], template) for person in people]
         logits = _last(model, prompts)
-        said += [top_words(row, model.tokenizer) for row in logits]
+        top += [top_words(row, model.tokenizer) for row in logits]
         rest = [i for i in range(len(question.wordings)) if i != places[question.id]]
         if mine:
             tables = _tables(model, prompts, logits)
-            words = joined_candidates([table for one, table in zip(people, tables, strict=True) if one.name in trained])
+            words = joined_candidates([table for p, table in zip(people, tables, strict=True) if p.name in trained])
             scores = [{word: math.log(max(table.get(word, 0.0), 1e-9)) for word in words} for table in tables]
         else:
             words, scores = question.options, _of_options(model, prompts, logits, question.options)
         raised = lifts(scores)
         prefers = {
-            one.name: max(own, key=lambda word: own[word]) for one, own in zip(people, raised, strict=True) if own
+            person.name: max(own, key=lambda word: own[word]) for person, own in zip(people, raised, strict=True) if own
         }
-        found.append(replace(question.keeping(rest), options=tuple(words), prefers=prefers, affinities={}))
+        declared.append(replace(question.keeping(rest), options=tuple(words), prefers=prefers, affinities={}))
         (progress or untold)(done, len(several))
     pairs = frozenset((a.name, b.name) for a, b in training) if mine else frozenset()
-    asked = {one.id: one.wordings[places[one.id]] for one in several}
-    left_out = tuple(one.id for one in questions if one.id not in asked)
-    return AskedModel(
-        tuple(one for one in found if len(one.options) > 1), mean_words(said), asked, pairs, mine, left_out
-    )
+    asked = {q.id: q.wordings[places[q.id]] for q in several}
+    left_out = tuple(q.id for q in questions if q.id not in asked)
+    return AskedModel(tuple(q for q in declared if len(q.options) > 1), mean_words(top), asked, pairs, mine, left_out)
 
 
 def joined_candidates(tables: Sequence[Mapping[str, float]], n: int = N_MINED) -> tuple[str, ...]:
@@ -155,8 +154,8 @@ def lifts(scores: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """By how much each persona's log probability of each candidate is above the mean over personas."""
     if not scores:
         return []
-    means = {word: sum(one[word] for one in scores) / len(scores) for word in scores[0]}
-    return [{word: value - means[word] for word, value in one.items()} for one in scores]
+    means = {word: sum(row[word] for row in scores) / len(scores) for word in scores[0]}
+    return [{word: value - means[word] for word, value in row.items()} for row in scores]
 
 
 def marked(built: Built, asked: AskedModel) -> Built:
@@ -186,26 +185,30 @@ def _prompt(persona: Persona, question: Question, place: int, template: Template
     return case.prompt(persona.wordings[0]).text
 
 
-def _last(model: Model, prompts: Sequence[str]) -> list[Float[Tensor, " vocab"]]:
-    """The logits after each prompt, in float64 on the CPU."""
-    by_length: dict[int, list[tuple[int, list[int]]]] = {}
-    for place, prompt in enumerate(prompts):
-        ids = token_ids(prompt, model)
-        by_length.setdefault(len(ids), []).append((place, ids))
-    found: dict[int, Tensor] = {}
-    for group in by_length.values():
-        tokens = torch.tensor([ids for _, ids in group], device=model.device)
+def last_logits(
+    model: Model, prompts: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[tuple[list[int], Float[Tensor, "batch vocab"]]]:
+    """Prompts of one length by their places, with the logits after each, in float64 on the CPU."""
+    for group in grouped([len(ids) for ids in prompts], batch_size):
+        tokens = torch.tensor([list(prompts[i]) for i in group], device=model.device)
         logits = model.logits(tokens)[:, -1].cpu().double()
         check_finite(logits, of_prompts(model, tokens))
-        found |= {place: row for (place, _), row in zip(group, logits, strict=True)}
-    return [found[place] for place in range(len(prompts))]
+        yield group, logits
+
+
+def _last(model: Model, prompts: Sequence[str]) -> list[Float[Tensor, " vocab"]]:
+    """The logits after each prompt."""
+    rows: dict[int, Tensor] = {}
+    for group, logits in last_logits(model, [token_ids(prompt, model) for prompt in prompts], len(prompts)):
+        rows |= dict(zip(group, logits, strict=True))
+    return [rows[place] for place in range(len(prompts))]
 
 
 def _tables(model: Model, prompts: Sequence[str], logits: Sequence[Tensor]) -> list[dict[str, float]]:
     """Per prompt: the probability of each word that may be a candidate, at once or after the likeliest article."""
     firsts = [top_words(row, model.tokenizer, N_FIRST) for row in logits]
     articles = [_likeliest_article(words) for words in firsts]
-    longer = [prompt + said for prompt, (said, _) in zip(prompts, articles, strict=True)]
+    longer = [prompt + article for prompt, (article, _) in zip(prompts, articles, strict=True)]
     nexts = [top_words(row, model.tokenizer, N_FIRST) for row in _last(model, longer)]
     tables = []
     for words, (_, share), behind in zip(firsts, articles, nexts, strict=True):
@@ -237,7 +240,7 @@ def _of_options(
 ) -> list[dict[str, float]]:
     """Per prompt: the log probability of every option that is one token after all of them."""
     ids = {option: {_one_token(model, prompt, option) for prompt in prompts} for option in options}
-    usable = {option: found.pop() for option, found in ids.items() if len(found) == 1 and None not in found}
+    usable = {option: tokens.pop() for option, tokens in ids.items() if len(tokens) == 1 and None not in tokens}
     rows = [row.log_softmax(-1) for row in logits]
     return [{option: float(row[token]) for option, token in usable.items() if token is not None} for row in rows]
 

@@ -23,7 +23,8 @@ from functools import lru_cache
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
-from persona_circuits.circuit.task import PromptPair, Reader, Span, Task, encode
+from persona_circuits.circuit.task import Reader, encode
+from persona_circuits.circuit.task.reading import task_of_items
 from persona_circuits.persona.data import (
     Persona,
     Question,
@@ -108,12 +109,13 @@ def build_pairs(
     how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed, forms=options.forms)
     neutral = neutrals(neutral_wordings, nobody, reader) if options.neutral else None
     make = _Maker(how, options, neutral, tally)
-    made = tuple(one for split in splits for one in _filled(split, templates, options, make, tally, only))
-    if not made:
-        raise TaskError(_nothing_left(tally))
-    made, held_out = _without_lone_split(made, splits, statement)
-    null = null_pairs(made, how) if options.null else None
-    rows = tuple(dict(one.row) for one in made)
+    pairs = tuple(pair for split in splits for pair in _filled(split, templates, options, make, tally, only))
+    if not pairs:
+        headline = f"no pair is left of {sum(tally.counts.values())} combination(s) of personas, question and template:"
+        raise TaskError(listed(headline, tally.lines(REASONS)))
+    pairs, held_out = _without_lone_split(pairs, splits, statement)
+    null = null_pairs(pairs, how) if options.null else None
+    rows = tuple(dict(pair.row) for pair in pairs)
     _check_rows([*rows, *(null.rows if null else ())], reader, options.align)
     about = _about(reader, templates, options, held_out, personas, tally)
     return Built(rows, tally.dropped(), about, null)
@@ -137,7 +139,7 @@ def _filled(
     only: Collection[tuple[str, str, str]] | None,
 ) -> Iterator[Made]:
     """The pairs of a split: in turn one pair of each question and template, until the quota is met."""
-    made: dict[str, int] = {}
+    counts: dict[str, int] = {}
     rows = 0
     left = len(templates) * len(split.asked) * len(split.meetings)
     for meeting, question, indices, template in in_turn(split, templates, options.seed):
@@ -147,7 +149,7 @@ def _filled(
         left -= 1
         if only is not None and (meeting[0].name, meeting[1].name, question.id) not in only:
             continue
-        if options.per_question and made.get(question.id, 0) >= options.per_question:
+        if options.per_question and counts.get(question.id, 0) >= options.per_question:
             tally.skip("beyond --per-question", 1)
             continue
         try:
@@ -157,9 +159,9 @@ def _filled(
             tally.drop(drop.reason, f"{names}: {drop.detail}" if drop.detail else names)
             continue
         tally.tried += 1
-        made[question.id], rows = made.get(question.id, 0) + 1, rows + len(several)
-        for one in several:
-            yield Made(one.case, {**one.row, **({"split": split.name} if split.name else {})})
+        counts[question.id], rows = counts.get(question.id, 0) + 1, rows + len(several)
+        for pair in several:
+            yield Made(pair.case, {**pair.row, **({"split": split.name} if split.name else {})})
 
 
 def _between(splits: Sequence[Split], met: Sequence[Any], questions: Sequence[Question]) -> int:
@@ -170,13 +172,13 @@ def _between(splits: Sequence[Split], met: Sequence[Any], questions: Sequence[Qu
 
 
 def _without_lone_split(
-    made: tuple[Made, ...], splits: Sequence[Split], statement: Mapping[str, Any]
+    pairs: tuple[Made, ...], splits: Sequence[Split], statement: Mapping[str, Any]
 ) -> tuple[tuple[Made, ...], Mapping[str, Any]]:
     """Where one of two splits came out empty, no split is named: half a division would be none."""
-    empty = [split.name for split in splits if not any(one.row.get("split", "") == split.name for one in made)]
+    empty = [split.name for split in splits if not any(pair.row.get("split", "") == split.name for pair in pairs)]
     if not empty:
-        return made, statement
-    bare = tuple(Made(one.case, {key: value for key, value in one.row.items() if key != "split"}) for one in made)
+        return pairs, statement
+    bare = tuple(Made(pair.case, {key: value for key, value in pair.row.items() if key != "split"}) for pair in pairs)
     return bare, {**statement, "held_out": f"nothing: no pair was left for {empty[0]}, so no split is named"}
 
 
@@ -202,19 +204,19 @@ class _Maker:
         orders = _orders(question) if template.style.lists else [question]
         turns = _in_turns(indices, random.Random(key))
         filler = _filler(template, question, self.options)
-        found: list[Made] = []
+        pairs: list[Made] = []
         for variant in range(max(1, min(self.options.variants, n // len(orders)))):
-            rng, had, index = f"{key}/{variant}" if variant else key, _had(found), turns[variant % len(turns)]
+            rng, had, index = f"{key}/{variant}" if variant else key, _had(pairs), turns[variant % len(turns)]
             cases = [
-                Case(*meeting, one, index, template, filler, self.finders(one.options), order, variant)
-                for order, one in enumerate(orders)
+                Case(*meeting, ordered, index, template, filler, self.finders(ordered.options), order, variant)
+                for order, ordered in enumerate(orders)
             ]
             try:
-                found += [self._row(case, answers, random.Random(rng), turns, had) for case in cases]
+                pairs += [self._row(case, answers, random.Random(rng), turns, had) for case in cases]
             except Drop:
-                if not found:
+                if not pairs:
                     raise
-        return tuple(found)
+        return tuple(pairs)
 
     def _row(self, case: Case, answers: tuple[str, str], rng: random.Random, turns: Sequence[int], had: Had) -> Made:
         rng.choice(turns)
@@ -242,8 +244,8 @@ def _in_turns(indices: Sequence[int], rng: random.Random) -> list[int]:
     return [*indices[start:], *indices[:start]]
 
 
-def _had(made: Sequence[Made]) -> Had:
-    rows = [one.row for one in made]
+def _had(pairs: Sequence[Made]) -> Had:
+    rows = [pair.row for pair in pairs]
     return [(row["wording"], row["wording_a"], row["wording_b"]) for row in rows if row.get("order", 0) == 0]
 
 
@@ -251,9 +253,9 @@ def _fresh_first(case: Case, how: Setting, rng: random.Random, had: Had) -> Iter
     """Sound paraphrases, for a further variant those first that no variant has had, and none that asked the same."""
     if not had:
         return matched(case, how, rng)
-    a, b = ([one[side] for one in had] for side in (1, 2))
+    a, b = ([entry[side] for entry in had] for side in (1, 2))
     left = [(both, sides) for both, sides in matched(case, how, rng) if (case.index, *both) not in had]
-    return sorted(left, key=lambda one: a.count(one[0][0]) + b.count(one[0][1]))
+    return sorted(left, key=lambda entry: a.count(entry[0][0]) + b.count(entry[0][1]))
 
 
 def _first_sound(
@@ -296,64 +298,35 @@ def _candidates(
     shown = dict(zip(question.options, shown_options(question.options, case.template.style), strict=True))
     answers = shown[answers[0]], shown[answers[1]]
     order = list(dict.fromkeys([*answers, *shown.values()]))
-    found = usable(sides, order, case, how)
-    for text, (reason, sentence) in found.faults.items():
+    fitting = usable(sides, order, case, how)
+    for text, (reason, sentence) in fitting.faults.items():
         if text.strip() in answers:
             raise Drop(reason, sentence)
         tally.note("left_out", f"{question.id}: {sentence}", question.id)
-    for note in found.notes:
+    for note in fitting.notes:
         tally.note("left_out", f"{question.id}: {note}", question.id)
-    texts = {text.strip(): text for text in found.ids}
-    listed_options = [texts[said] for said in shown.values() if said in texts]
-    return listed_options, (texts[answers[0]], texts[answers[1]]), found.key()
+    texts = {text.strip(): text for text in fitting.ids}
+    listed_options = [texts[option] for option in shown.values() if option in texts]
+    return listed_options, (texts[answers[0]], texts[answers[1]]), fitting.key()
 
 
 def _leaked(case: Case, wordings: tuple[int, int], options: PairOptions, tally: Tally) -> list[str]:
     """The options that stand in the texts of the two personas."""
-    found: dict[str, None] = {}
+    leaks: dict[str, None] = {}
     for persona, text in zip((case.a, case.b), case.texts(wordings), strict=True):
         for option in case.leaks(text):
             tally.note("leaks", f"{persona.name}: {option!r} in {text!r}", case.question.id)
-            found[option] = None
-    if found and options.leaks == "drop":
-        raise Drop("option in the persona", ", ".join(found))
-    if not found and options.leaks == "only":
+            leaks[option] = None
+    if leaks and options.leaks == "drop":
+        raise Drop("option in the persona", ", ".join(leaks))
+    if not leaks and options.leaks == "only":
         raise Drop("no option in the persona")
-    return list(found)
-
-
-def _nothing_left(tally: Tally) -> str:
-    total = sum(tally.counts.values())
-    reasons = [
-        f"{item.count} × {item.reason}: {REASONS[item.reason]} (such as {item.examples[0]})" for item in tally.dropped()
-    ]
-    return listed(f"no pair is left of {total} combination(s) of personas, question and template:", reasons)
+    return list(leaks)
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]], reader: Reader, align: str) -> None:
     """The files must pass the check that every reader of them makes; anything else is our own mistake."""
-    pairs = tuple(
-        PromptPair(
-            row["clean"],
-            row["corrupt"],
-            tuple(row["answers"]),
-            tuple(row["wrong_answers"]),
-            row["id"],
-            row["persona_a"],
-            row["persona_b"],
-            neutral=row.get("neutral", ""),
-            forms=tuple((name, tuple(some)) for name, some in row["forms"].items()) if "forms" in row else None,
-            spans=_spans(row["spans"]["clean"]),
-            corrupt_spans=_spans(row["spans"]["corrupt"]),
-            line=i,
-        )
-        for i, row in enumerate(rows, 1)
-    )
-    encode(Task(pairs, "the pairs built", ""), reader, align=align)
-
-
-def _spans(parts: Mapping[str, Mapping[str, Sequence[int]]]) -> tuple[Span, ...]:
-    return tuple(Span(name, *part["tokens"]) for name, part in parts.items())
+    encode(task_of_items(rows, "the pairs built"), reader, align=align)
 
 
 def _about(

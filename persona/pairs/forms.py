@@ -1,6 +1,6 @@
-"""What an option may look like behind a prompt, and which of that a tokenizer can tell apart.
+"""What an option may look like after a prompt, and which of that a tokenizer can tell apart.
 
-Of every word, the option's and the synonyms that the question's file gives: as it stands and with a capital, behind an
+Of every word, the option's and the synonyms that the question's file gives: as it stands and with a capital, after an
 article ("a cake", "The cake"), in the plural, with a space before it and without. Of letters: with a space and without.
 """
 
@@ -45,25 +45,25 @@ def usable(sides: Sequence[Side], options: Sequence[str], case: Case, setting: S
 def surface_forms(
     word: str, synonyms: Sequence[str] = (), *, lead: str = " ", letters: bool = False
 ) -> tuple[str, ...]:
-    """Every way in which an option may be written behind a prompt.
+    """Every way in which an option may be written after a prompt.
 
     >>> surface_forms("cake")[:6]
     (' cake', ' Cake', ' a cake', ' A cake', ' the cake', ' The cake')
     >>> surface_forms("B", letters=True)
     (' B', 'B')
     """
-    said = [word] if letters else [form for text in (word, *synonyms) for form in _written(text)]
+    forms = [word] if letters else [form for text in (word, *synonyms) for form in _written(text)]
     other = "" if lead else " "
-    return tuple(dict.fromkeys(f"{space}{text}" for space in (lead, other) for text in said))
+    return tuple(dict.fromkeys(f"{space}{text}" for space in (lead, other) for text in forms))
 
 
 def _written(text: str) -> list[str]:
     article = "an" if text[:1].lower() in "aeiou" else "a"
-    said = [text]
+    texts = [text]
     if text.lower().split(" ")[0] not in ARTICLES:
-        said += [f"{article} {text}", f"the {text}"]
-        said += [f"{before}{plural}" for plural in _plural(text) for before in ("", "the ")]
-    return [form for one in said for form in (one, one[:1].upper() + one[1:])]
+        texts += [f"{article} {text}", f"the {text}"]
+        texts += [f"{before}{plural}" for plural in _plural(text) for before in ("", "the ")]
+    return [form for base in texts for form in (base, base[:1].upper() + base[1:])]
 
 
 def _plural(text: str) -> list[str]:
@@ -79,18 +79,18 @@ def _plural(text: str) -> list[str]:
 def _counted(
     sides: Sequence[Side], texts: Mapping[str, Sequence[str]], setting: Setting
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Of every option the forms that count for it, and not what begins with one of them; and which are nobody's."""
+    """Of every option the forms that count for it, and not what begins with one of them; and those of no option."""
     reader = setting.reader
     faults: list[str] = []
     given = tuple((name, tuple(some)) for name, some in texts.items())
     prompts = [(list(side.ids), prompt.text, lambda text: token_ids(text, reader)) for prompt, side in sides]
-    found = read_forms(PromptPair("", "", tuple(texts), (), forms=given), prompts, reader, faults)
+    forms = read_forms(PromptPair("", "", tuple(texts), (), forms=given), prompts, reader, faults)
     if long := [fault for fault in faults if "context" in fault]:
         raise Drop("too long", long[0])
     prompt, side = sides[0]
     counted = {}
-    for (name, some), own in zip(given, found.forms, strict=True):
+    for (name, some), own in zip(given, forms.forms, strict=True):
         by_ids = {tuple(token_ids(prompt.text + text, reader)[len(side.ids) :]): text for text in reversed(some)}
         counted[name] = tuple(by_ids[ids] for ids in own)
-    notes = tuple(note for note in found.left_out if " stands for " in note or " begins " in note)
+    notes = tuple(note for note in forms.left_out if " stands for " in note or " begins " in note)
     return counted, notes

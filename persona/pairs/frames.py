@@ -1,4 +1,4 @@
-"""The same persona said of somebody else: what is left of its effect is what its words do, not who somebody is.
+"""The same persona ascribed to somebody else: what is left of its effect is due to its words, not to who it is.
 
     you      You are a monk.                 the persona itself
     again    You are somebody who prays.     the persona in other words of equal meaning: what words alone do
@@ -9,8 +9,8 @@
     nobody   Nobody here is a monk.          nobody
 
 A frame takes the place of ``You are`` (or ``I am``, where the persona speaks of itself) at the head of the
-persona's text, in any format and template. Where that text stands says the row (``spans``); where it does not, the
-two prompts of the pair are compared. Of a frame's wordings that one is taken which gives all frames of
+persona's text, in any format and template. The row says where that text stands (``spans``); where it
+does not, the two prompts of the pair are compared. Of a frame's wordings that one is taken which gives all frames of
 a pair the same number of tokens, where the tokenizer allows it: then nothing differs but the frame.
 """
 
@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 from persona_circuits.circuit.choices import FRAMES
-from persona_circuits.circuit.errors import OptionError, TaskError, listed
+from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.task import Reader, token_ids
 from persona_circuits.persona.data import Persona, apart, first_person
-from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of
+from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of, varied
 
 __all__ = ["framed"]
 
@@ -68,38 +69,29 @@ def framed(
         raise OptionError(f"--frame {unknown[0]!r} is not one of {', '.join(FRAMES)}")
     if "again" in frames and not personas:
         raise OptionError("--frame again says a persona in its other words: give the personas' file with --personas")
-    others = {persona.name: persona.wordings for persona in personas}
-    rows: list[Mapping[str, Any]] = []
-    dropped: dict[str, list[str]] = {}
-    for base in rows_of(pairs, split):
-        try:
-            rows += _in_frames(base, tuple(frames), reader, others)
-        except Unfit as fault:
-            dropped.setdefault(str(fault), []).append(str(base["id"]))
-    if not rows:
-        reasons = [f"{len(ids)} × {reason} (such as {ids[0]})" for reason, ids in dropped.items()]
-        raise TaskError(listed("no pair is left in every frame:", reasons))
-    return Varied(tuple(rows), {reason: tuple(ids) for reason, ids in dropped.items()})
+    paraphrases = {persona.name: persona.wordings for persona in personas}
+    variants = partial(_in_frames, frames=tuple(frames), reader=reader, paraphrases=paraphrases)
+    return varied(rows_of(pairs, split), variants, "no pair is left in every frame:")
 
 
 def _in_frames(
-    row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader, others: Mapping[str, Sequence[str]]
+    row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader, paraphrases: Mapping[str, Sequence[str]]
 ) -> list[Mapping[str, Any]]:
     personas = _personas(row)
     voice, places = _begins(row, personas)
     ways = {
         frame: [
-            tuple(_with(row[side], place, said) for side, place in zip(SIDES, places, strict=True))
-            for said in SAID[voice][frame]
+            tuple(_with(row[side], place, words) for side, place in zip(SIDES, places, strict=True))
+            for words in SAID[voice][frame]
         ]
         for frame in frames
         if frame != "again"
     }
     if "again" in frames:
-        ways["again"] = _again(row, personas, voice, others, reader)
-    chosen, alike = _matched([ways[frame] for frame in frames], reader)
+        ways["again"] = _again(row, personas, voice, paraphrases, reader)
+    chosen, matched = _matched([ways[frame] for frame in frames], reader)
     return [
-        {**checked_row(row, frame, texts, reader), "frame_matched": alike}
+        {**checked_row(row, frame, texts, reader), "frame_matched": matched}
         for frame, texts in zip(frames, chosen, strict=True)
     ]
 
@@ -108,24 +100,24 @@ def _again(
     row: Mapping[str, Any], personas: tuple[Span, Span], voice: str, others: Mapping[str, Sequence[str]], reader: Reader
 ) -> list[tuple[str, ...]]:
     """The pair with both personas in other words, of one length: all ways to do so."""
-    said = []
+    prompts = []
     for side, key, (start, end) in zip(SIDES, ("persona_a", "persona_b"), personas, strict=True):
         own = row[side][start:end]
         texts = [first_person(text) if voice == "first" else text for text in others.get(row.get(key, ""), ())]
-        said.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
-    found = [both for both in product(*said) if len({len(token_ids(text, reader)) for text in both}) == 1]
-    if not found:
+        prompts.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
+    ways = [sides for sides in product(*prompts) if len({len(token_ids(text, reader)) for text in sides}) == 1]
+    if not ways:
         raise Unfit("again: its personas have no other paraphrases of one length")
-    return found
+    return ways
 
 
 def _personas(row: Mapping[str, Any]) -> tuple[Span, Span]:
     """The characters of the persona in either prompt: as the row says, else where its prompts differ."""
     if "spans" not in row:
-        found = apart(row["clean"], row["corrupt"])
-        if found is None:
+        spans = apart(row["clean"], row["corrupt"])
+        if spans is None:
             raise Unfit("the row has no 'spans', and its prompts do not differ in one stretch; build it with pairs")
-        return found
+        return spans
     try:
         clean, corrupt = (row["spans"][side]["persona"]["chars"] for side in SIDES)
         return (clean[0], clean[1]), (corrupt[0], corrupt[1])
@@ -134,7 +126,7 @@ def _personas(row: Mapping[str, Any]) -> tuple[Span, Span]:
 
 
 def _begins(row: Mapping[str, Any], personas: tuple[Span, Span]) -> tuple[str, tuple[Span, Span]]:
-    """Whether the persona is said in the second or first person, and which characters of either prompt say it."""
+    """Whether the persona is in the second or the first person, and which characters of either prompt say so."""
     for voice, pattern in BEGINS.items():
         clean, corrupt = (pattern.match(row[side], span[0]) for side, span in zip(SIDES, personas, strict=True))
         if clean and corrupt:
@@ -142,8 +134,8 @@ def _begins(row: Mapping[str, Any], personas: tuple[Span, Span]) -> tuple[str, t
     raise Unfit("a persona's text does not begin with 'You are' or 'I am'")
 
 
-def _with(text: str, place: tuple[int, int], said: str) -> str:
-    return text[: place[0]] + said + text[place[1] :]
+def _with(text: str, place: tuple[int, int], words: str) -> str:
+    return text[: place[0]] + words + text[place[1] :]
 
 
 def _matched(ways: Sequence[Sequence[tuple[str, ...]]], reader: Reader) -> tuple[tuple[tuple[str, ...], ...], bool]:
@@ -151,8 +143,8 @@ def _matched(ways: Sequence[Sequence[tuple[str, ...]]], reader: Reader) -> tuple
     lengths = {way: len(token_ids(way[0], reader)) for some in ways for way in some}
 
     def apart(chosen: tuple[tuple[str, ...], ...]) -> int:
-        found = [lengths[way] for way in chosen]
-        return max(found) - min(found)
+        chosen_lengths = [lengths[way] for way in chosen]
+        return max(chosen_lengths) - min(chosen_lengths)
 
     best = min(product(*ways), key=apart)
     return best, apart(best) == 0

@@ -91,9 +91,9 @@ class Case:
         own = None if style.own_cue else self.question.cue_of(self.index)
         if own is None and style.needs_cue:
             raise Drop("no cue", self.question.id)
-        said = first_person(wording) if style.first_person else wording
+        persona = first_person(wording) if style.first_person else wording
         cue = self.template.cue if own is None else own
-        values = (said, self.filler, asked, listing(self.question.options, style), cue)
+        values = (persona, self.filler, asked, listing(self.question.options, style), cue)
         return self.template.render(dict(zip(FIELDS, values, strict=True)))
 
     def about_order(self, name: str, options: Sequence[str]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _moved(clean: Encoded, corrupt: Encoded) -> dict[str, tuple[int, ...]]:
 def leak_finder(options: tuple[str, ...]) -> Callable[[str], list[str]]:
     """Finds options as whole words, with any spacing or hyphen between their words.
 
-    In any case, but for single letters: "a" is an article and no option A, which is found as it is written.
+    In any case, except for single letters: "a" is an article, so option A is found only as it is written.
     """
     patterns = {
         option: re.compile(
@@ -218,8 +218,8 @@ def leak_finder(options: tuple[str, ...]) -> Callable[[str], list[str]]:
         )
         for option in options
     }
-    found = lru_cache(maxsize=None)(lambda text: [option for option in options if patterns[option].search(text)])
-    return lambda text: found(text)
+    leaks = lru_cache(maxsize=None)(lambda text: [option for option in options if patterns[option].search(text)])
+    return lambda text: leaks(text)
 
 
 def pair_row(

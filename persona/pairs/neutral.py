@@ -92,10 +92,10 @@ def read_neutral_wordings(path: str | Path) -> tuple[str, ...]:
         TaskError: the file cannot be read or holds none.
     """
     lines = read_text(path, WORDINGS).split("\n")
-    found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not found:
+    wordings = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not wordings:
         raise TaskError(f"{path} holds no neutral wording; write one a line, such as: You are a person.")
-    return found
+    return wordings
 
 
 def without_neutral(personas: Sequence[Persona]) -> tuple[tuple[Persona, ...], tuple[Persona, ...]]:
@@ -158,16 +158,16 @@ def _nearest(
     """Source and text, the nearest in length first; what stands around a text adds the same length to each."""
     rng = random.Random(f"{seed}/neutral/{case.question.id}/{case.template.name}")
     widths = [neutrals.width(text) for text in own]
-    found = [
+    ranked = [
         (sum(abs(neutrals.width(text) - width) for width in widths), rank, rng.random(), source, text)
         for rank, (source, texts) in enumerate(sources.items())
         for text in texts
     ]
-    return [(source, text) for *_, source, text in sorted(found)]
+    return [(source, text) for *_, source, text in sorted(ranked)]
 
 
-def _usable(case: Case, found: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def _usable(case: Case, candidates: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Those that hold no option and repeat no line of the filler."""
-    for source, text in found:
+    for source, text in candidates:
         if not case.leaks(text) and not any(line in case.filler for line in text.split("\n")):
             yield source, text

@@ -4,7 +4,7 @@ Question, template, filler and answers are those of the actual pair, one paraphr
 that is possible. The persona is A's and B's in turn. Of each pair come two null pairs: one of equal
 token length, whose divergence is the paraphrase null, and with ``right`` one of unequal length: as
 unequal as the pair itself, or as another one of the file where the pair is equal, or by chance where
-all are. A wording that the source sets aside is left out: that a model does not know it is no null.
+all are. A wording that the source sets aside is left out: a model that does not know it would not give a null.
 No two null pairs ask the same prompts for the same answers.
 """
 
@@ -53,31 +53,31 @@ class NullPairs:
         }
 
 
-def null_pairs(made: Sequence[Made], setting: Setting) -> NullPairs:
+def null_pairs(pairs: Sequence[Made], setting: Setting) -> NullPairs:
     """The null pairs of these pairs; none at all where no persona has two paraphrases that fit."""
     kinds = KINDS if setting.align == "right" else KINDS[:1]
-    others = cycle([known for one in made if (known := _gap(one.row))] or [None])
+    gaps = cycle([known for pair in pairs if (known := _gap(pair.row))] or [None])
     log = _Log()
-    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_asked, made)))}
-    for one in made:
-        turn = turns[_asked(one)]
+    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_asked, pairs)))}
+    for pair in pairs:
+        turn = turns[_asked(pair)]
         for kind in kinds:
-            gap: int | None = 0 if kind == "equal" else _gap(one.row) or next(others)
-            drawn = _drawn(one, turn, gap, kind, setting)
+            gap: int | None = 0 if kind == "equal" else _gap(pair.row) or next(gaps)
+            drawn = _drawn(pair, turn, gap, kind, setting)
             if not any(log.take(persona, kind, rows) for persona, rows in drawn):
                 log.missing[kind] = log.missing.get(kind, 0) + 1
-    return NullPairs(tuple(log.rows), log.missing, _without(made, kinds, log))
+    return NullPairs(tuple(log.rows), log.missing, _without(pairs, kinds, log))
 
 
-def _asked(one: Made) -> tuple[str, ...]:
+def _asked(pair: Made) -> tuple[str, ...]:
     """What all variants of a pair have in common: their null pairs are of one and the same persona."""
-    names = (str(one.row.get(name, "")) for name in ("persona_a", "persona_b", "question", "template", "split"))
+    names = (str(pair.row.get(name, "")) for name in ("persona_a", "persona_b", "question", "template", "split"))
     return tuple(names)
 
 
-def _base(one: Made) -> str:
+def _base(pair: Made) -> str:
     """The pair's id, whatever the order of its options: all orders of a pair have the same null pairs."""
-    return str(one.row.get("orders_of", one.row["id"]))
+    return str(pair.row.get("orders_of", pair.row["id"]))
 
 
 def length_differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -93,11 +93,11 @@ def _gap(row: Mapping[str, Any]) -> int:
 
 @dataclass
 class _Log:
-    """The null pairs so far, and what each persona gave; the one thing here that grows."""
+    """The null pairs so far, and which personas gave some; the only mutable state here."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
-    found: dict[tuple[str, str], bool] = field(default_factory=dict)
+    has_pairs: dict[tuple[str, str], bool] = field(default_factory=dict)
     _known: set[frozenset[str]] = field(default_factory=set)
 
     def take(self, persona: Persona, kind: str, rows: Iterator[dict[str, Any]]) -> bool:
@@ -107,31 +107,31 @@ class _Log:
             if key not in self._known:
                 self._known.add(key)
                 self.rows.append(row)
-                self.found[persona.name, kind] = True
+                self.has_pairs[persona.name, kind] = True
                 return True
-        self.found.setdefault((persona.name, kind), False)
+        self.has_pairs.setdefault((persona.name, kind), False)
         return False
 
 
-def _without(made: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str, tuple[str, ...]]:
+def _without(pairs: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str, tuple[str, ...]]:
     """The personas that were asked for null pairs and have no paraphrases for them, by what they lack."""
-    met = {persona.name: len(persona.wordings) for one in made for persona in (one.case.a, one.case.b)}
+    met = {persona.name: len(persona.wordings) for pair in pairs for persona in (pair.case.a, pair.case.b)}
     lacking = {"a second paraphrase": tuple(name for name, n in met.items() if n < 2)}
     for kind in kinds:
-        never = (name for name, n in met.items() if n > 1 and log.found.get((name, kind)) is False)
+        never = (name for name, n in met.items() if n > 1 and log.has_pairs.get((name, kind)) is False)
         lacking[f"two paraphrases of {kind} length"] = tuple(never)
     return {what: names for what, names in lacking.items() if names}
 
 
 def _drawn(
-    one: Made, turn: int, gap: int | None, kind: str, setting: Setting
+    pair: Made, turn: int, gap: int | None, kind: str, setting: Setting
 ) -> Iterator[tuple[Persona, Iterator[dict[str, Any]]]]:
     """For either persona of an actual pair, whose turn it is first, the null pairs that it allows, the best first."""
-    used = ((one.case.a, one.row["wording_a"]), (one.case.b, one.row["wording_b"]))
+    used = ((pair.case.a, pair.row["wording_a"]), (pair.case.b, pair.row["wording_b"]))
     for persona, wording in used[:: -1 if turn % 2 else 1]:
-        case = replace(one.case, a=persona, b=persona)
-        rng = random.Random(f"{setting.seed}/null/{_base(one)}/{kind}/{persona.name}")
-        yield persona, _rows(one, case, _paraphrases(case, wording, gap, kind, setting, rng), kind, setting)
+        case = replace(pair.case, a=persona, b=persona)
+        rng = random.Random(f"{setting.seed}/null/{_base(pair)}/{kind}/{persona.name}")
+        yield persona, _rows(pair, case, _paraphrases(case, wording, gap, kind, setting, rng), kind, setting)
 
 
 def _paraphrases(
@@ -152,30 +152,30 @@ def _paraphrases(
 
 
 def _rows(
-    one: Made, case: Case, places: Sequence[tuple[int, int]], kind: str, setting: Setting
+    pair: Made, case: Case, choices: Sequence[tuple[int, int]], kind: str, setting: Setting
 ) -> Iterator[dict[str, Any]]:
-    for two in places:
-        row = _row(one, case, two, kind, setting)
+    for places in choices:
+        row = _row(pair, case, places, kind, setting)
         if row is not None:
             yield row
 
 
-def _row(one: Made, case: Case, places: tuple[int, int], kind: str, setting: Setting) -> dict[str, Any] | None:
+def _row(pair: Made, case: Case, places: tuple[int, int], kind: str, setting: Setting) -> dict[str, Any] | None:
     """The null pair, None where a prompt has a fault or an answer of the actual pair is none here."""
     first, second = (setting.side(case, text) for text in case.texts(places))
     try:
         check_sides((first, second), setting)
     except Drop:
         return None
-    answers = one.row["answers"][0], one.row["wrong_answers"][0]
-    found = usable((first, second), [text.strip() for text in one.row["candidates"]], case, setting)
-    if not all(answer in found.ids for answer in answers):
+    answers = pair.row["answers"][0], pair.row["wrong_answers"][0]
+    candidates = usable((first, second), [text.strip() for text in pair.row["candidates"]], case, setting)
+    if not all(answer in candidates.ids for answer in answers):
         return None
     leaked = dict.fromkeys(option for text in case.texts(places) for option in case.leaks(text))
-    row = pair_row(case, places, (first, second), answers, list(found.ids), list(leaked), align=setting.align)
-    split = {"split": one.row["split"]} if "split" in one.row else {}
-    name = f"{_base(one)}/{case.a.name}/{kind}"
+    row = pair_row(case, places, (first, second), answers, list(candidates.ids), list(leaked), align=setting.align)
+    split = {"split": pair.row["split"]} if "split" in pair.row else {}
+    name = f"{_base(pair)}/{case.a.name}/{kind}"
     own = {"id": name, "control": "paraphrase", "unequal": kind == "unequal"} | case.about_order(
         name, row.get("options", ())
     )
-    return row | own | split | found.key()
+    return row | own | split | candidates.key()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from persona_circuits.circuit.choices import ALIGNMENTS
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_least
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_choices, check_least
 
 __all__ = ["PairOptions", "PriorOptions"]
 
@@ -47,20 +47,11 @@ class PairOptions(PlainNumbers):
     null: bool = False
 
     def checked(self) -> PairOptions:
-        """These options.
-
-        Raises:
-            OptionError: one of them makes no sense.
-        """
-        check_least(self, max_pairs=1, per_question=1, variants=1)
+        """These options, or an OptionError where one makes no sense."""
+        check_choices(self)
+        check_least(self, max_pairs=1, per_question=1, variants=1, filler=0)
         if not 0 <= self.test_share < 1:
             raise OptionError(f"--test-share must be at least 0 and below 1, got {self.test_share:g}")
-        if self.leaks not in LEAKS:
-            raise OptionError(f"--leaks must be one of {', '.join(LEAKS)}, got {self.leaks!r}")
-        if self.align not in ALIGNMENTS:
-            raise OptionError(f"--align must be one of {', '.join(ALIGNMENTS)}, got {self.align!r}")
-        if self.filler < 0:
-            raise OptionError(f"--filler must not be negative, got {self.filler}")
         return self
 
 
@@ -74,14 +65,8 @@ class PriorOptions(PlainNumbers):
     seed: Annotated[int, Option("Seed of the order.")] = 0
 
     def checked(self) -> PriorOptions:
-        """These options.
-
-        Raises:
-            OptionError: one of them makes no sense.
-        """
-        if not self.min_lead >= 0:
-            raise OptionError(f"--min-lead must not be negative, got {self.min_lead:g}")
+        """These options, or an OptionError where one makes no sense."""
         if self.max_pairs < 2:
             raise OptionError(f"--max-pairs must be at least 2, one for either persona, got {self.max_pairs}")
-        check_least(self, batch_size=1)
+        check_least(self, min_lead=0, batch_size=1)
         return self

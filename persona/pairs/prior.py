@@ -1,7 +1,7 @@
 """Pairs for the generic prior: one persona, two questions whose defaults differ.
 
 They are made of the prompts of a pair file, so that the circuit of the prior is searched on the
-prompts that the persona's circuit is searched on, met another way:
+prompts that the persona's circuit is searched on, combined differently:
 
 1. The default of a question is the candidate that the model likes best without a persona, by the
    mean log probability over wordings other than those of the row. No prompt that ends up in a pair is asked.
@@ -23,8 +23,8 @@ prompts that the persona's circuit is searched on, met another way:
 
 from __future__ import annotations
 
-import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -36,11 +36,13 @@ import numpy as np
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, untold
-from persona_circuits.circuit.storage import replace_files, write_json, write_text
+from persona_circuits.circuit.storage import replace_files, write_json
 from persona_circuits.circuit.task import PromptPair, Task, encode, without_forms
 from persona_circuits.persona.data import ItemFile, Neutral
+from persona_circuits.persona.pairs.matching import Drop
 from persona_circuits.persona.pairs.options import PriorOptions
-from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Tally, leanings_of, study_items
+from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, leanings_of, study_items
+from persona_circuits.persona.pairs.report import Tally, default_report, write_rows
 
 __all__ = ["build_prior_pairs", "write_prior_pairs"]
 
@@ -112,7 +114,7 @@ def build_prior_pairs(
             sides.append(Asked(item, leanings[place], model))
     rows = tuple(_chosen(_meetings(sides, tally), options, tally))
     if not rows:
-        raise TaskError(listed(f"no prior pair can be made of {items.source}:", tally.lines()))
+        raise TaskError(listed(f"no prior pair can be made of {items.source}:", tally.lines(REASONS)))
     about = {
         "source": items.source,
         "sha256": items.sha256,
@@ -121,18 +123,19 @@ def build_prior_pairs(
         "options": asdict(options),
         "defaults": _defaults(sides),
     }
-    return PriorPairs(rows, tally.dropped(), about)
+    dropped = {item.reason: (item.count, item.examples) for item in tally.dropped()}
+    return PriorPairs(rows, dropped, about)
 
 
 def write_prior_pairs(built: PriorPairs, path: str | Path, report: str | Path | None = None) -> Path:
     """Write the pairs as JSON Lines and the report beside them (``X.report.json``); returns the report's path."""
     path = Path(path)
-    report = path.with_suffix(".report.json") if report is None else Path(report)
+    report = default_report(path) if report is None else Path(report)
     if report.resolve() == path.resolve():
         raise OptionError(f"--out and --report must be different files, both are {path}")
     with replace_files(path, report) as (pairs, beside):
         write_json({"pairs": str(path), **built.report()}, beside)
-        write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in built.rows), pairs)
+        write_rows(built.rows, pairs)
     return report
 
 
@@ -156,12 +159,12 @@ def _chosen(met: Sequence[list[tuple[Asked, Asked]]], options: PriorOptions, tal
     rng = random.Random(f"{options.seed}/prior")
     queues = [rng.sample(meetings, len(meetings)) for meetings in met]
     rng.shuffle(queues)
-    made: dict[str, int] = {}
+    counts: dict[str, int] = {}
     used: set[tuple[str, ...]] = set()
     while queues := [queue for queue in queues if queue]:
         for queue in queues:
             first, second = queue.pop()
-            if made.get(first.split, 0) + 2 > options.max_pairs:
+            if counts.get(first.split, 0) + 2 > options.max_pairs:
                 queue.clear()
                 continue
             try:
@@ -170,7 +173,7 @@ def _chosen(met: Sequence[list[tuple[Asked, Asked]]], options: PriorOptions, tal
                 names = f"{' and '.join(first.personas)}: {first.question} and {second.question}"
                 tally.drop(drop.reason, f"{names}{f', {drop.detail}' if drop.detail else ''}")
                 continue
-            made[first.split] = made.get(first.split, 0) + len(rows)
+            counts[first.split] = counts.get(first.split, 0) + len(rows)
             used |= {(row["clean"], row["corrupt"]) for row in rows}
             yield from rows
 
@@ -223,7 +226,7 @@ def _margin(side: Asked, words: tuple[tuple[str, ...], tuple[str, ...]]) -> floa
     """The pair's margin at one question, without a persona."""
     answers, wrong = words
     if not all(text in side.leaning for text in (*answers, *wrong)):
-        raise Drop("does not fit the model", f"{answers} and {wrong} behind {side.question}")
+        raise Drop("does not fit the model", f"{answers} and {wrong} after {side.question}")
     return float(np.mean([side.leaning[text] for text in answers]) - np.mean([side.leaning[text] for text in wrong]))
 
 
@@ -241,7 +244,7 @@ def _others(first: Asked, second: Asked) -> tuple[str, tuple[str, str]]:
     others = first.other(), second.other()
     words = [{side.default, other} for side, other in zip((first, second), others, strict=True)]
     if words[0] & words[1] or any(
-        len(theirs & set(mine.options)) == 1 for mine, theirs in ((first, words[1]), (second, words[0]))
+        len(pair & set(side.options)) == 1 for side, pair in ((first, words[1]), (second, words[0]))
     ):
         raise Drop("options in part the same", f"{sorted(words[0])} and {sorted(words[1])}")
     return "balanced", others
@@ -287,20 +290,16 @@ def _spans(first: Asked, second: Asked, persona: str) -> dict[str, dict[str, dic
 
 def _defaults(sides: Sequence[Asked]) -> dict[str, dict[str, Any]]:
     """Per question: which candidates were a row's default, and the mean log probabilities."""
-    found: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
     for question in sorted({side.question for side in sides}):
-        mine = [side for side in sides if side.question == question]
-        texts = [text for text in mine[0].options if all(text in side.options for side in mine)]
-        found[question] = {
-            "default": _counted(side.default for side in mine),
-            "log_probs": {text: round(float(np.mean([side.leaning[text] for side in mine])), 4) for text in texts},
+        asked = [side for side in sides if side.question == question]
+        texts = [text for text in asked[0].options if all(text in side.options for side in asked)]
+        defaults[question] = {
+            "default": _counted(side.default for side in asked),
+            "log_probs": {text: round(float(np.mean([side.leaning[text] for side in asked])), 4) for text in texts},
         }
-    return found
+    return defaults
 
 
 def _counted(values: Iterator[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for value in values:
-        if value:
-            found[value] = found.get(value, 0) + 1
-    return found
+    return dict(Counter(filter(None, values)))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from persona_circuits.circuit.errors import TaskError
-from persona_circuits.circuit.model import Model, of_prompts
-from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import PromptPair, beyond_embedding, token_ids, without_end
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.pairs.asking import last_logits
+from persona_circuits.persona.pairs.matching import Drop
 
-__all__ = ["REASONS", "Asked", "Drop", "Tally", "leanings_of", "study_items"]
+__all__ = ["REASONS", "Asked", "leanings_of", "study_items"]
 
-N_EXAMPLES = 5
 REASONS = {
     "no other wording": "the default is unknown: --neutral has no wording of the question but the row's own",
     "only one question": "the two personas are asked one question only in this split",
@@ -28,41 +26,11 @@ REASONS = {
     "no other option": "every option but the default is preferred by one of the personas and not the other",
     "options in part the same": "one question has one of the other's two options, so its lift would not cancel",
     "weak default": "without a persona the default leads the other option by less than --min-lead",
-    "prior of the words": "without a persona the contrast is below --min-lead: the default leads as much behind "
+    "prior of the words": "without a persona the contrast is below --min-lead: the default leads as much after "
     "the other question, so its prior is not the question's",
     "does not fit the model": "a word is not one token after the other question's prompt",
     "asked already": "the same persona and questions are in another pair",
 }
-
-
-@dataclass
-class Tally:
-    """What was dropped; the one thing here that grows."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, reason: str, example: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < N_EXAMPLES:
-            shown.append(example)
-
-    def dropped(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        order = sorted(self.counts, key=lambda reason: (-self.counts[reason], reason))
-        return {reason: (self.counts[reason], tuple(self.examples[reason])) for reason in order}
-
-    def lines(self) -> list[str]:
-        found = self.dropped().items()
-        return [f"{n} × {reason}: {REASONS[reason]} (such as {shown[0]})" for reason, (n, shown) in found]
-
-
-class Drop(Exception):
-    """Two rows make no prior pairs: the reason, a key of REASONS, and what is special here."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 class Asked:
@@ -103,17 +71,17 @@ def study_items(items: ItemFile) -> list[Item]:
     Raises:
         TaskError: there are none.
     """
-    found = [
+    rows = [
         item
         for item in items.items
         if item.control == "none" and item.pair.question and item.pair.persona_a != item.pair.persona_b
     ]
-    if not found:
+    if not rows:
         raise TaskError(
             f"{items.source} has no pair that names its question and two personas "
             "('question', 'persona_a', 'persona_b'); build one with persona-circuits pairs"
         )
-    return found
+    return rows
 
 
 def leanings_of(
@@ -124,17 +92,17 @@ def leanings_of(
     An option that is not one token after one of the prompts is left out.
     """
     wordings = tuple(neutral)
-    prompts = {place: found for place, item in enumerate(items) if (found := neutral_prompts(item, wordings))}
-    unique = list(dict.fromkeys(prompt for found in prompts.values() for prompt in found))
+    prompts = {place: own for place, item in enumerate(items) if (own := neutral_prompts(item, wordings))}
+    unique = list(dict.fromkeys(prompt for own in prompts.values() for prompt in own))
     options = list(dict.fromkeys(text for item in items for text in item.candidates))
     known = _log_probs(model, unique, options, batch_size, progress)
     return {
         place: {
-            text: float(np.mean([known[prompt][text] for prompt in found]))
+            text: float(np.mean([known[prompt][text] for prompt in own]))
             for text in options
-            if all(text in known[prompt] for prompt in found)
+            if all(text in known[prompt] for prompt in own)
         }
-        for place, found in prompts.items()
+        for place, own in prompts.items()
     }
 
 
@@ -142,21 +110,14 @@ def _log_probs(
     model: Model, prompts: Sequence[str], options: Sequence[str], batch_size: int, progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Per prompt: log probability over the whole vocabulary of every option that is one token there."""
-    by_length: dict[int, list[tuple[str, list[int]]]] = {}
-    for prompt in prompts:
-        ids = token_ids(prompt, model)
-        by_length.setdefault(len(ids), []).append((prompt, ids))
-    found: dict[str, dict[str, float]] = {}
-    for group in by_length.values():
-        for start in range(0, len(group), batch_size):
-            part = group[start : start + batch_size]
-            tokens = torch.tensor([ids for _, ids in part], device=model.device)
-            answers = model.logits(tokens)[:, -1].cpu().double().log_softmax(-1)
-            check_finite(answers, of_prompts(model, tokens))
-            for (prompt, ids), row in zip(part, answers, strict=True):
-                found[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
-            progress(len(found), len(prompts))
-    return found
+    ids = [token_ids(prompt, model) for prompt in prompts]
+    known: dict[str, dict[str, float]] = {}
+    for group, logits in last_logits(model, ids, batch_size):
+        for i, row in zip(group, logits.log_softmax(-1), strict=True):
+            answers = _answer_ids(prompts[i], ids[i], options, model)
+            known[prompts[i]] = {text: float(row[token]) for text, token in answers.items()}
+        progress(len(known), len(prompts))
+    return known
 
 
 def _answer_ids(prompt: str, ids: list[int], options: Sequence[str], model: Model) -> dict[str, int]:
@@ -177,7 +138,7 @@ def _starts(pair: PromptPair, clean: Sequence[int], corrupt: Sequence[int]) -> t
     spans = [next((s.start for s in side if s.name == "question"), None) for side in (pair.spans, pair.corrupt_spans)]
     if spans[0] is not None and spans[1] is not None:
         return spans[0], spans[1]
-    same = 0
-    while same < min(len(clean), len(corrupt)) and clean[-1 - same] == corrupt[-1 - same]:
-        same += 1
-    return len(clean) - same, len(corrupt) - same
+    shared = 0
+    while shared < min(len(clean), len(corrupt)) and clean[-1 - shared] == corrupt[-1 - shared]:
+        shared += 1
+    return len(clean) - shared, len(corrupt) - shared

@@ -121,7 +121,7 @@ def default_null(path: str | Path) -> Path:
 
 @dataclass
 class Tally:
-    """What happened while pairs were made; the one thing here that grows."""
+    """What happened while pairs were made; the only mutable state here."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -146,3 +146,9 @@ class Tally:
     def dropped(self) -> tuple[Dropped, ...]:
         order = sorted(self.counts, key=lambda reason: (-self.counts[reason], reason))
         return tuple(Dropped(reason, self.counts[reason], tuple(self.examples[reason])) for reason in order)
+
+    def lines(self, meanings: Mapping[str, str]) -> list[str]:
+        return [
+            f"{item.count} × {item.reason}: {meanings[item.reason]} (such as {item.examples[0]})"
+            for item in self.dropped()
+        ]

@@ -70,8 +70,8 @@ def divided(
     met_live, asked_live = _live(met, questions)
     if most < 2 or not any(met_live):
         return whole, {"test_share": share, "held_out": "nothing: a split needs two pairs"}
-    train, test = _parted(met, met_live, share, f"{seed}/meetings")
-    asked, tested = _parted_questions(questions, asked_live, share, seed)
+    train, test = _divided(met, met_live, share, f"{seed}/meetings")
+    asked, tested = _divided_questions(questions, asked_live, share, seed)
     shared = not test, not tested
     if all(shared):
         return whole, {"test_share": share, "held_out": "nothing: there is one persona pair and one question wording"}
@@ -87,7 +87,7 @@ def training_meetings(met: Sequence[Meeting], options: PairOptions) -> tuple[Mee
     """The meetings that ``divided`` leaves in train where all of them have different preferences."""
     if not options.test_share:
         return tuple(met)
-    return tuple(_parted(met, [True] * len(met), options.test_share, f"{options.seed}/meetings")[0])
+    return tuple(_divided(met, [True] * len(met), options.test_share, f"{options.seed}/meetings")[0])
 
 
 def in_turn(
@@ -105,14 +105,14 @@ def in_turn(
 
 def _opposed(personas: Sequence[Persona]) -> tuple[Meeting, ...]:
     later = {persona.name: (i, persona) for i, persona in enumerate(personas)}
-    found = [
+    pairs = [
         (persona, later[persona.opposite][1])
         for i, persona in enumerate(personas)
         if persona.opposite in later and later[persona.opposite][0] > i
     ]
-    if not found:
+    if not pairs:
         raise TaskError("no persona names another of the source as its opposite; use --contrast all, or a file")
-    return tuple(found)
+    return tuple(pairs)
 
 
 def _live(met: Sequence[Meeting], questions: Sequence[Question]) -> tuple[list[bool], dict[str, bool]]:
@@ -127,7 +127,7 @@ def _live(met: Sequence[Meeting], questions: Sequence[Question]) -> tuple[list[b
     return met_live, asked
 
 
-def _parted(items: Sequence[Any], live: Sequence[bool], share: float, seed: str) -> tuple[list[Any], list[Any]]:
+def _divided(items: Sequence[Any], live: Sequence[bool], share: float, seed: str) -> tuple[list[Any], list[Any]]:
     """Items in two lists, order kept; the second is empty where fewer than two are live."""
     able = [i for i, flag in enumerate(live) if flag]
     n = max(0, min(max(1, round(share * len(able))), len(able) - 1))
@@ -135,26 +135,26 @@ def _parted(items: Sequence[Any], live: Sequence[bool], share: float, seed: str)
     return [item for i, item in enumerate(items) if i not in chosen], [items[i] for i in sorted(chosen)]
 
 
-def _parted_questions(
+def _divided_questions(
     questions: Sequence[Question], live: Mapping[str, bool], share: float, seed: int
 ) -> tuple[list[Asked], list[Asked]]:
     single = [question for question in questions if len(question.wordings) == 1]
     asked = [(question, (0,)) for question in single]
-    train, test = _parted(asked, [live[question.id] for question in single], share, f"{seed}/questions")
+    train, test = _divided(asked, [live[question.id] for question in single], share, f"{seed}/questions")
     for question in questions:
         if len(question.wordings) > 1:
             places = range(len(question.wordings))
-            kept, held = _parted(places, [True] * len(places), share, f"{seed}/wordings/{question.id}")
+            kept, held_out = _divided(places, [True] * len(places), share, f"{seed}/wordings/{question.id}")
             if question.held_out is not None:
-                kept, held = [i for i in places if i != question.held_out], [question.held_out]
+                kept, held_out = [i for i in places if i != question.held_out], [question.held_out]
             train.append((question, tuple(kept)))
-            test.append((question, tuple(held)))
+            test.append((question, tuple(held_out)))
     return train, test
 
 
 def _statement(splits: Sequence[Split], shared: tuple[bool, bool], share: float) -> dict[str, Any]:
-    who = "the one persona pair is in both" if shared[0] else "persona pairs (a persona may be in both)"
-    what = "the one question wording is in both" if shared[1] else "question wordings"
+    personas = "the one persona pair is in both" if shared[0] else "persona pairs (a persona may be in both)"
+    questions = "the one question wording is in both" if shared[1] else "question wordings"
     counts = {
         split.name: {
             "persona_pairs": len(split.meetings),
@@ -163,4 +163,4 @@ def _statement(splits: Sequence[Split], shared: tuple[bool, bool], share: float)
         }
         for split in splits
     }
-    return {"test_share": share, "held_out": f"{who}; {what}", **counts}
+    return {"test_share": share, "held_out": f"{personas}; {questions}", **counts}

@@ -1,4 +1,4 @@
-"""The same pairs said in other ways: every prompt of a pair file rewritten by named rules.
+"""The same pairs in other words: every prompt of a pair file rewritten by named rules.
 
 A variant is a list of substitutions, each a regular expression and what takes its place, done
 in turn on the clean and on the corrupt prompt, once each:
@@ -14,7 +14,7 @@ variant is dropped whole: what is compared is the same pairs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from persona_circuits.circuit.storage import Kind, read_json
 from persona_circuits.circuit.task import Reader, answer_id, prompt_faults, token_ids
 from persona_circuits.persona.data import load_items
 
-__all__ = ["Unfit", "Varied", "checked_row", "read_rules", "rows_of", "vary"]
+__all__ = ["Unfit", "Varied", "checked_row", "read_rules", "rows_of", "varied", "vary"]
 
 Rules = Mapping[str, Sequence[tuple[re.Pattern[str], str]]]
 RULES = Kind("rules", OptionError, "variants by name")
@@ -45,11 +45,11 @@ def read_rules(path: str | Path) -> Rules:
     Raises:
         OptionError: the file is not that, or a pattern is no regular expression; all faults are listed.
     """
-    found = read_json(path, RULES)
-    if not isinstance(found, dict) or not found:
+    record = read_json(path, RULES)
+    if not isinstance(record, dict) or not record:
         raise OptionError(f'rules {path}: expected an object {{"variant": [["pattern", "replacement"], …]}}')
     faults: list[str] = []
-    rules = {name: _compiled(name, steps, faults) for name, steps in found.items()}
+    rules = {name: _compiled(name, steps, faults) for name, steps in record.items()}
     if faults:
         raise OptionError(listed(f"rules {path} have {len(faults)} fault(s):", faults))
     return rules
@@ -61,22 +61,38 @@ def vary(pairs: str | Path, rules: Rules, reader: Reader, *, split: str | None =
     Raises:
         TaskError: the file cannot be read, there is no such split, or no base is left (with the reasons).
     """
-    bases = rows_of(pairs, split)
+
+    def variants(base: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [_rewritten(base, name, steps, reader) for name, steps in rules.items()]
+
+    return varied(rows_of(pairs, split), variants, f"no pair of {pairs} is left in every variant:")
+
+
+class Unfit(Exception):
+    """Why a base cannot be put in one of the variants."""
+
+
+def varied(
+    bases: Sequence[Mapping[str, Any]],
+    variants: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
+    headline: str,
+) -> Varied:
+    """All variants of every base that can be said in all of them.
+
+    Raises:
+        TaskError: there is none; ``headline`` and the reasons.
+    """
     rows: list[Mapping[str, Any]] = []
     dropped: dict[str, list[str]] = {}
     for base in bases:
         try:
-            rows += [_rewritten(base, name, steps, reader) for name, steps in rules.items()]
+            rows += variants(base)
         except Unfit as fault:
             dropped.setdefault(str(fault), []).append(str(base["id"]))
     if not rows:
         reasons = [f"{len(ids)} × {reason} (such as {ids[0]})" for reason, ids in dropped.items()]
-        raise TaskError(listed(f"no pair of {pairs} is left in every variant:", reasons))
+        raise TaskError(listed(headline, reasons))
     return Varied(tuple(rows), {reason: tuple(ids) for reason, ids in dropped.items()})
-
-
-class Unfit(Exception):
-    """Why a base cannot be said in one of the variants."""
 
 
 def _compiled(name: str, steps: Any, faults: list[str]) -> tuple[tuple[re.Pattern[str], str], ...]:

@@ -1,4 +1,4 @@
-"""What the model, or one behind an endpoint, says; and its ratings.
+"""Responses of a model, here or behind an endpoint, and their ratings.
 
 Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
 """

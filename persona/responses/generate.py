@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from persona_circuits.persona.responses.journal import Journal
 from persona_circuits.persona.responses.options import Sampling
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, Said, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, EndpointError, ask
+from persona_circuits.persona.streams import grouped
 
 __all__ = ["continuations", "respond", "respond_remotely"]
 
@@ -69,12 +70,12 @@ def respond(
     ids = _prompt_ids(prompts, model)
     _check_words(wanted, prompts, ids, model)
     keys = [_digest(model, row, item.sample, how) for row, item in zip(ids, wanted, strict=True)]
-    todo = {key: (row, key) for key, row in zip(keys, ids, strict=True) if _kept(journal, key) is None}
+    todo = [(key, row) for key, row in dict(zip(keys, ids, strict=True)).items() if _kept(journal, key) is None]
     total, done = len(set(keys)), len(set(keys)) - len(todo)
-    for batch in _by_length(list(todo.values()), batch_size):
-        said = continuations(model, [row for row, _ in batch], how, keys=[key for _, key in batch])
-        for (_, key), one in zip(batch, said, strict=True):
-            journal.add(key, {"text": one.text, "finish": one.finish, "ids": list(one.ids)})
+    for group in grouped([len(row) for _, row in todo], batch_size):
+        batch = dict(todo[i] for i in group)
+        for key, answer in zip(batch, continuations(model, [*batch.values()], how, keys=[*batch]), strict=True):
+            journal.add(key, {"text": answer.text, "finish": answer.finish, "ids": list(answer.ids)})
         done += len(batch)
         (progress or untold)(done, total)
     responses = []
@@ -88,8 +89,8 @@ def respond(
 
 def _kept(journal: Journal, key: str) -> dict[str, Any] | None:
     """A response as the journal has it; None where a line of it is damaged, so that it is made again."""
-    found = journal.get(key, text=str, finish=str, ids=list)
-    return found if found is not None and all(map(is_whole, found["ids"])) else None
+    entry = journal.get(key, text=str, finish=str, ids=list)
+    return entry if entry is not None and all(map(is_whole, entry["ids"])) else None
 
 
 def respond_remotely(
@@ -122,16 +123,16 @@ def respond_remotely(
         )
         for item in wanted
     ]
-    found = ask(place, requests, journal, progress=progress)
-    if wanted and not any(found.answers):
-        why = next(iter(found.failures))
+    result = ask(place, requests, journal, progress=progress)
+    if wanted and not any(result.answers):
+        why = next(iter(result.failures))
         raise EndpointError(f"{place.address}, model {place.model}: all {len(wanted)} requests failed: {why}")
     responses = tuple(
         Response(item, answer.text, answer.finish, answer.model or place.model)
-        for item, answer in zip(wanted, found.answers, strict=True)
+        for item, answer in zip(wanted, result.answers, strict=True)
         if answer is not None
     )
-    return Responses(responses, found.asked, found.remembered, found.failures)
+    return Responses(responses, result.asked, result.remembered, result.failures)
 
 
 def continuations(
@@ -160,7 +161,7 @@ def continuations(
     draws = np.stack([_uniform(key, steps) for key in keys])
     ends = _end_ids(model)
     rows: list[list[int]] = [[] for _ in prompts]
-    said: list[Said | None] = [None] * len(prompts)
+    results: list[Said | None] = [None] * len(prompts)
     tokens, past, first = torch.tensor([list(row) for row in prompts], device=model.device), None, 0
     for step in range(steps):
         with changed(first) if changed else contextlib.nullcontext():
@@ -168,17 +169,17 @@ def continuations(
         first += tokens.shape[1]
         chosen = _drawn(logits, draws[:, step], sampling)
         for i, token in enumerate(chosen):
-            if said[i] is not None:
+            if results[i] is not None:
                 continue
             if token in ends:
-                said[i] = Said(tuple(rows[i]), model.tokenizer.decode(rows[i]), "stop")
+                results[i] = Said(tuple(rows[i]), model.tokenizer.decode(rows[i]), "stop")
             else:
                 rows[i].append(token)
-                said[i] = _stopped(rows[i], sampling.stop, model.tokenizer)
-        if all(said):
+                results[i] = _stopped(rows[i], sampling.stop, model.tokenizer)
+        if all(results):
             break
         tokens = torch.tensor(chosen, device=model.device)[:, None]
-    return [one or Said(tuple(row), model.tokenizer.decode(row), "length") for one, row in zip(said, rows, strict=True)]
+    return [s or Said(tuple(row), model.tokenizer.decode(row), "length") for s, row in zip(results, rows, strict=True)]
 
 
 def _messages(item: Exchange, system_turn: bool) -> tuple[tuple[str, str], ...]:
@@ -190,7 +191,7 @@ def _messages(item: Exchange, system_turn: bool) -> tuple[tuple[str, str], ...]:
 
 
 def _prompt_ids(prompts: Sequence[str], model: Model) -> list[tuple[int, ...]]:
-    found, faults = [], []
+    rows, faults = [], []
     for prompt in prompts:
         ids = token_ids(prompt, model)
         wrong = prompt_faults(ids, model)
@@ -199,11 +200,11 @@ def _prompt_ids(prompts: Sequence[str], model: Model) -> list[tuple[int, ...]]:
         elif model.n_context and len(ids) == model.n_context:
             wrong = [f"the prompt fills the context of {model.n_context} tokens; nothing can be said"]
         faults += [f"{fault}: {prompt[:80]!r}" for fault in wrong]
-        found.append(tuple(ids))
+        rows.append(tuple(ids))
     if faults:
         faults = list(dict.fromkeys(faults))
         raise TaskError(listed(f"{len(faults)} prompt(s) cannot be put to {model.name}:", faults))
-    return found
+    return rows
 
 
 def _check_words(
@@ -220,14 +221,6 @@ def _check_words(
         faults += lost_differences({text: row for item, text, row in rows if bool(item.system) == with_persona}, model)
     if faults:
         raise TaskError(listed(f"these personas and questions cannot be put to {model.name}:", faults))
-
-
-def _by_length(items: Sequence[tuple[tuple[int, ...], str]], size: int) -> Iterator[list[tuple[tuple[int, ...], str]]]:
-    groups: dict[int, list[tuple[tuple[int, ...], str]]] = {}
-    for item in items:
-        groups.setdefault(len(item[0]), []).append(item)
-    for _, group in sorted(groups.items()):
-        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _digest(model: Model, ids: Sequence[int], sample: int, sampling: Sampling) -> str:

@@ -53,7 +53,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             content = self.path.read_bytes() if self.path.exists() else b""
-            self._found = self._parsed(content)
+            self._entries = self._parsed(content)
             self._file = self.path.open("ab", buffering=0)
             if content and not content.endswith(b"\n"):
                 self._file.write(b"\n")
@@ -67,23 +67,23 @@ class Journal:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._entries)
 
     def get(self, key: str, **types: type) -> dict[str, Any] | None:
         """What stands under the key; None where nothing does, or something without values of these types."""
-        found = self._found.get(key)
-        good = found is not None and all(isinstance(found.get(name), wanted) for name, wanted in types.items())
-        return found if good else None
+        entry = self._entries.get(key)
+        good = entry is not None and all(isinstance(entry.get(name), wanted) for name, wanted in types.items())
+        return entry if good else None
 
     def add(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep a result; it is in the file when this returns."""
         line = json.dumps({"key": key, **value}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             append(self._file, line, self.path)
-            self._found[key] = dict(value)
+            self._entries[key] = dict(value)
 
     def _parsed(self, content: bytes) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+        items: dict[str, dict[str, Any]] = {}
         for line in content.split(b"\n"):
             if not line.strip():
                 continue
@@ -92,12 +92,12 @@ class Journal:
                 key = item.pop("key")
                 if not isinstance(key, str):
                     raise TypeError("a key is text")
-                found[key] = item
+                items[key] = item
             except (ValueError, KeyError, AttributeError, TypeError):
                 self.torn += 1
-        if self.torn and not found and content.count(b"\n") > 1:
+        if self.torn and not items and content.count(b"\n") > 1:
             raise FileError(f"{self.path} is no journal of answers; move it away or choose another folder with --out")
         if self.torn:
             count = f"{self.torn} line{'s' if self.torn > 1 else ''}"
             warnings.warn(DamagedState(f"{count} of {self.path} cannot be read; that work is done again"), stacklevel=3)
-        return found
+        return items

@@ -1,4 +1,4 @@
-"""How likely a model finds a text behind a prompt, and how much the text repeats itself."""
+"""How likely a model finds a text after a prompt, and how much the text repeats itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.responses.tokens import SpokenTokens
 from persona_circuits.persona.streams import grouped
 
@@ -27,7 +27,7 @@ def log_likelihoods(
 
     A response must not begin at the very first token: nothing predicts that one.
     """
-    found: list[Float[np.ndarray, " token"]] = [np.empty(0)] * len(rows)
+    by_row: list[Float[np.ndarray, " token"]] = [np.empty(0)] * len(rows)
     done = 0
     for group in grouped([len(row.ids) for row in rows], batch_size):
         tokens = torch.tensor([rows[i].ids for i in group], device=model.device)
@@ -35,11 +35,10 @@ def log_likelihoods(
         check_finite(every, of_prompts(model, tokens), "log probabilities")
         for i, values in zip(group, every, strict=True):
             assert rows[i].start >= 1, "something stands before the response"
-            found[i] = values[rows[i].start - 1 :]
+            by_row[i] = values[rows[i].start - 1 :]
         done += len(group)
-        if progress is not None:
-            progress(done, len(rows))
-    return found
+        (progress or untold)(done, len(rows))
+    return by_row
 
 
 def perplexity(values: Float[np.ndarray, " token"]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_least
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_choices, check_least
 
 __all__ = ["LIMITS", "EndpointOptions", "Plan", "RatingOptions", "Sampling"]
 
@@ -21,7 +21,7 @@ def _texts(given: list[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Sampling(PlainNumbers):
-    """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
+    """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is left out."""
 
     max_new_tokens: Annotated[int, Option("Tokens of a response at most.")] = 48
     temperature: Annotated[float, Option("Sampling temperature; 0: the most likely token.")] = 0.7
@@ -35,11 +35,7 @@ class Sampling(PlainNumbers):
     ] = ()
 
     def checked(self) -> Sampling:
-        """Itself.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
+        """These options, or an OptionError where a number is out of its range."""
         check_least(self, max_new_tokens=1, temperature=0, seed=0)
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
@@ -84,19 +80,14 @@ class EndpointOptions(PlainNumbers):
     )
 
     def checked(self) -> EndpointOptions:
-        """These options.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
+        """These options, or an OptionError where a number is out of its range."""
+        check_choices(self)
         check_least(self, concurrency=1, max_retries=0, max_bytes=1)
         for name in ("timeout", "deadline"):
             if not 0 < getattr(self, name) <= threading.TIMEOUT_MAX:
                 raise OptionError(
                     f"{name} is {getattr(self, name):g} s; it must be above 0, and no more than centuries"
                 )
-        if self.limit_field not in LIMITS:
-            raise OptionError(f"limit {self.limit_field!r} is not one of {', '.join(LIMITS)}")
         return self
 
 

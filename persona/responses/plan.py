@@ -1,4 +1,4 @@
-"""What is to be said: personas, questions, samples, and their prompts."""
+"""What the model is asked to say: personas, questions, samples, and their prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import check_least
 from persona_circuits.persona.data import FIELDS, Persona, Question, Template, load_templates
-from persona_circuits.persona.data.templates import CHAT
+from persona_circuits.persona.data.templates import CHAT, has_chat
 from persona_circuits.persona.responses.options import Plan
 
 __all__ = ["Exchange", "Response", "Responses", "Said", "baseline_of", "exchanges", "open_template", "rendered"]
@@ -89,14 +90,8 @@ def exchanges(
     Raises:
         OptionError: a count is out of range.
     """
-    for name, value, least in (
-        ("wordings", wordings, 0),
-        ("question-wordings", question_wordings, 0),
-        ("samples", samples, 1),
-        ("max-questions", 1 if max_questions is None else max_questions, 1),
-    ):
-        if value < least:
-            raise OptionError(f"{name} is {value}; it must be at least {least}")
+    plan = Plan(wordings, question_wordings, samples, max_questions)
+    check_least(plan, wordings=0, question_wordings=0, samples=1, max_questions=1)
     people = list(personas)
     if baseline and BASELINE not in {persona.name for persona in people}:
         people.insert(0, Persona(BASELINE, ("",)))
@@ -128,8 +123,7 @@ def open_template(spec: str | None, tokenizer: Any, *, cue: str | None = None) -
         OptionError: ``chat`` is asked and the tokenizer has no chat template, or it cannot be rendered.
         TaskError: the file cannot be read or is no template.
     """
-    named = spec or ("chat" if getattr(tokenizer, "chat_template", None) else "raw")
-    return load_templates(named, tokenizer, cue=cue)[0]
+    return load_templates(spec or ("chat" if has_chat(tokenizer) else "raw"), tokenizer, cue=cue)[0]
 
 
 def rendered(template: Template, system: str, user: str, cue: str | None = None) -> str:

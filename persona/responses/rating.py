@@ -107,8 +107,8 @@ def rater_prompt(path: str | Path | None = None) -> str:
 
 def parsed(answer: str) -> int | None:
     """The rating in ``Rating: N``, N from 0 to 3, with nothing else in the answer but white space; else None."""
-    found = ANSWER.fullmatch(answer)
-    return int(found[1]) if found else None
+    match = ANSWER.fullmatch(answer)
+    return int(match[1]) if match else None
 
 
 def rate_remotely(
@@ -135,29 +135,29 @@ def rate_remotely(
         There is no response of a persona with a text.
     """
     text = rater_prompt() if prompt is None else prompt
-    own = [one for one in responses if one.exchange.system]
+    own = [r for r in responses if r.exchange.system]
     if not own:
         raise TaskError("there is no response of a persona with a text; nothing can be rated")
-    others = _rotated(own) if control else {}
-    asked = [_rating_request(text, one.exchange.system, one, max_tokens) for one in own]
+    rotated = _rotated(own) if control else {}
+    asked = [_rating_request(text, r.exchange.system, r, max_tokens) for r in own]
     beside = [
-        _rating_request(text, others[one.exchange.persona].system, one, max_tokens)
-        for one in own
-        if one.exchange.persona in others
+        _rating_request(text, rotated[r.exchange.persona].system, r, max_tokens)
+        for r in own
+        if r.exchange.persona in rotated
     ]
-    found = ask(place, [*asked, *beside], journal, progress=progress)
-    answers = ["" if one is None else one.text for one in found.answers]
-    values = [None if one is None else parsed(one.text) for one in found.answers]
-    unparsable = sum(one is not None and parsed(one.text) is None for one in found.answers)
+    result = ask(place, [*asked, *beside], journal, progress=progress)
+    answers = ["" if r is None else r.text for r in result.answers]
+    values = [None if r is None else parsed(r.text) for r in result.answers]
+    unparsable = sum(r is not None and parsed(r.text) is None for r in result.answers)
     controls = iter(values[len(own) :])
     rated = []
-    for one, answer, value in zip(own, answers, values, strict=False):
-        other = next(controls) if one.exchange.persona in others else None
-        rated.append(Rated(one, _number(value), _number(other), said=answer))
+    for r, answer, value in zip(own, answers, values, strict=False):
+        other = next(controls) if r.exchange.persona in rotated else None
+        rated.append(Rated(r, _number(value), _number(other), said=answer))
     skipped = len(responses) - len(own)
     left_out = {"no persona's text": skipped} if skipped else {}
     return Ratings(
-        f"{place.model} at {place.address}", f"0 to {HIGHEST}", tuple(rated), unparsable, found.failures, left_out
+        f"{place.model} at {place.address}", f"0 to {HIGHEST}", tuple(rated), unparsable, result.failures, left_out
     )
 
 
@@ -185,26 +185,26 @@ def rate_offline(
     TaskError
         There is no response that can be rated.
     """
-    own = [one for one in responses if one.exchange.system and one.exchange.system != neutral]
+    own = [response for response in responses if response.exchange.system and response.exchange.system != neutral]
     _same_template(own, model, template)
-    others = _rotated(own)
+    rotated = _rotated(own)
     rows: list[SpokenTokens] = []
     kept: list[Response] = []
     left_out = {"no persona's text": len(responses) - len(own), "empty": 0, "not in this tokenizer's words": 0}
     left_out["too long"] = 0
-    for one in own:
-        texts = [one.exchange.system, neutral]
-        texts += [others[one.exchange.persona].system] if one.exchange.persona in others else []
-        each = [_under(one, text, model, template) for text in texts]
-        if any(row.start >= len(row.ids) for row in each) or not one.text.strip():
+    for response in own:
+        texts = [response.exchange.system, neutral]
+        texts += [rotated[response.exchange.persona].system] if response.exchange.persona in rotated else []
+        variants = [_under(response, text, model, template) for text in texts]
+        if any(row.start >= len(row.ids) for row in variants) or not response.text.strip():
             left_out["empty"] += 1
-        elif any(row.unknown for row in each):
+        elif any(row.unknown for row in variants):
             left_out["not in this tokenizer's words"] += 1
-        elif model.n_context and max(len(row.ids) for row in each) > model.n_context:
+        elif model.n_context and max(len(row.ids) for row in variants) > model.n_context:
             left_out["too long"] += 1
         else:
-            kept.append(one)
-            rows += each
+            kept.append(response)
+            rows += variants
     if not kept:
         raise TaskError(
             "there is no response of a persona with a text that is not empty, is in the tokenizer's words and fits the "
@@ -212,12 +212,12 @@ def rate_offline(
         )
     sums = [values.sum() for values in log_likelihoods(model, rows, batch_size=batch_size, progress=progress)]
     rated, place = [], 0
-    for one in kept:
-        width = 3 if one.exchange.persona in others else 2
-        mine, plain, *other = sums[place : place + width]
+    for response in kept:
+        width = 3 if response.exchange.persona in rotated else 2
+        with_persona, plain, *other = sums[place : place + width]
         n_tokens = len(rows[place].ids) - rows[place].start
         control = float(other[0] - plain) if other else None
-        rated.append(Rated(one, float(mine - plain), control, float(mine - plain) / n_tokens))
+        rated.append(Rated(response, float(with_persona - plain), control, float(with_persona - plain) / n_tokens))
         place += width
     counts = {why: count for why, count in left_out.items() if count}
     return Ratings(model.name, "nats", tuple(rated), 0, {}, counts)
@@ -227,30 +227,30 @@ def summarise_ratings(
     ratings: Ratings, *, n_resamples: int = RatingOptions.n_resamples, seed: int = RatingOptions.seed
 ) -> tuple[PersonaRating, tuple[PersonaRating, ...]]:
     """Over all personas, and per persona, or condition of steered texts, in order of appearance, with bootstraps."""
-    by = [one.response.condition or one.response.exchange.persona for one in ratings.rated]
+    by = [r.response.condition or r.response.exchange.persona for r in ratings.rated]
     names = list(dict.fromkeys(by))
 
     def summary(name: str, own: Sequence[Rated]) -> PersonaRating:
-        both = [one for one in own if one.rating is not None and one.control is not None]
-        above = [(one.rating or 0.0) > (one.control or 0.0) for one in both]
+        compared = [r for r in own if r.rating is not None and r.control is not None]
+        above = [(r.rating or 0.0) > (r.control or 0.0) for r in compared]
         return PersonaRating(
             name,
             len(own),
-            _mean(own, [one.rating for one in own], n_resamples, seed),
-            _mean(own, [one.control for one in own], n_resamples, seed),
+            _mean(own, [r.rating for r in own], n_resamples, seed),
+            _mean(own, [r.control for r in own], n_resamples, seed),
             float(np.mean(above)) if above else None,
-            sum(one.rating is None for one in own),
+            sum(r.rating is None for r in own),
         )
 
-    by_name = [[one for one, own in zip(ratings.rated, by, strict=True) if own == name] for name in names]
+    by_name = [[r for r, own in zip(ratings.rated, by, strict=True) if own == name] for name in names]
     return summary("all", ratings.rated), tuple(summary(name, own) for name, own in zip(names, by_name, strict=True))
 
 
 def _rotated(responses: Sequence[Response]) -> dict[str, Exchange]:
     """For each persona an exchange of the next one in the list, the first after the last; none of a single persona."""
     first: dict[str, Exchange] = {}
-    for one in responses:
-        first.setdefault(one.exchange.persona, one.exchange)
+    for response in responses:
+        first.setdefault(response.exchange.persona, response.exchange)
     names = list(first)
     return {name: first[names[(i + 1) % len(names)]] for i, name in enumerate(names)} if len(names) > 1 else {}
 
@@ -258,7 +258,7 @@ def _rotated(responses: Sequence[Response]) -> dict[str, Exchange]:
 def _rating_request(text: str, persona: str, response: Response, max_tokens: int) -> Chat:
     values = {"persona": persona, "question": response.exchange.user, "reply": response.text.strip()}
     # In one pass: a reply that holds "{question}" must not be filled in again.
-    filled = re.sub(r"\{(persona|question|reply)\}", lambda found: values[found[1]], text)
+    filled = re.sub(r"\{(persona|question|reply)\}", lambda match: values[match[1]], text)
     return Chat((("user", filled),), max_tokens, temperature=0.0)
 
 
@@ -275,18 +275,18 @@ def _under(response: Response, system: str, model: Model, template: Template) ->
 
 
 def _same_template(responses: Sequence[Response], model: Model, template: Template) -> None:
-    for one in responses:
-        if one.prompt and one.fingerprint == model.fingerprint:
-            here = rendered(template, one.exchange.system, one.exchange.user)
-            if here != one.prompt:
+    for response in responses:
+        if response.prompt and response.fingerprint == model.fingerprint:
+            here = rendered(template, response.exchange.system, response.exchange.user)
+            if here != response.prompt:
                 raise OptionError(
-                    f"the responses were made with another template: theirs gives {one.prompt!r}, this one {here!r}; "
-                    "give the same --template and --cue"
+                    f"the responses were made with another template: theirs gives {response.prompt!r}, this one "
+                    f"{here!r}; give the same --template and --cue"
                 )
 
 
 def _mean(own: Sequence[Rated], values: Sequence[float | None], n_resamples: int, seed: int) -> Estimate | None:
-    known = [(value, one.response.exchange) for value, one in zip(values, own, strict=True) if value is not None]
+    known = [(value, r.response.exchange) for value, r in zip(values, own, strict=True) if value is not None]
     if not known:
         return None
     personas, questions = [item.persona for _, item in known], [item.question for _, item in known]

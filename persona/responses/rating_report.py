@@ -17,7 +17,7 @@ from typing import Any
 from persona_circuits.circuit.figures import Chart, Points, bar_chart, picked, plain, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
-from persona_circuits.persona.data import Estimate, clusters_of
+from persona_circuits.persona.data import clusters_of
 from persona_circuits.persona.responses.rating import PersonaRating, Ratings
 
 __all__ = ["rating_figures", "rating_record", "rating_table", "write_ratings"]
@@ -45,15 +45,15 @@ def write_ratings(
     """
     folder = Path(folder)
     write_json(rating_record(ratings, summary, about), folder / "rating.json")
-    write_csv([asdict(one) for one in summary], folder / "personas.csv")
+    write_csv([asdict(r) for r in summary], folder / "personas.csv")
     rows = [
         {
-            **vars(one.response.exchange),
-            "condition": one.response.condition,
-            "response": one.response.text,
-            **picked(one, "rating", "control", "per_token", "said"),
+            **vars(r.response.exchange),
+            "condition": r.response.condition,
+            "response": r.response.text,
+            **picked(r, "rating", "control", "per_token", "said"),
         }
-        for one in ratings.rated
+        for r in ratings.rated
     ]
     write_csv(rows, folder / "ratings.csv")
     title = f"Persona ratings by {Path(ratings.rater).name}"
@@ -61,11 +61,11 @@ def write_ratings(
 
 
 def rated_over(ratings: Ratings) -> str:
-    """What the intervals over all responses are drawn over, for people."""
-    asked = [one.response.exchange for one in ratings.rated]
+    """What the intervals over all responses are drawn over, in words."""
+    asked = [x.response.exchange for x in ratings.rated]
     if not asked:
         return "nothing: no response is rated"
-    return clusters_of([one.persona for one in asked], [one.question for one in asked]).describe("responses")
+    return clusters_of([x.persona for x in asked], [x.question for x in asked]).describe("responses")
 
 
 def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,14 +94,12 @@ def rating_table(ratings: Ratings, summary: Sequence[PersonaRating]) -> Table:
 
 def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[str, Chart]:
     """Every persona's mean rating with its interval, and the same responses rated as another persona's."""
-    known = sorted((one for one in summary if one.rating is not None), key=lambda one: -(one.rating or NONE).value)
+    known = [(rating.value, row) for row in summary if (rating := row.rating) is not None]
+    known.sort(key=lambda entry: -entry[0])
     marks = []
     for name, which in (("own persona", "rating"), ("another persona", "control")):
-        values = [(one.persona, getattr(one, which)) for one in known if getattr(one, which) is not None]
-        x, low, high = ([getattr(one, end) for _, one in values] for end in ("value", "low", "high"))
+        values = [(row.persona, getattr(row, which)) for _, row in known if getattr(row, which) is not None]
+        x, low, high = ([getattr(row, end) for _, row in values] for end in ("value", "low", "high"))
         marks.append(Points(name, x, [persona for persona, _ in values], low, high))
     title, unit = "How much of the persona shows in what was said", f"mean rating ({ratings.unit})"
     return {"ratings": bar_chart(marks, title=title, x=unit, y="persona", across=True)}
-
-
-NONE = Estimate(0.0, None, None)

@@ -33,6 +33,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from persona_circuits.circuit.errors import OptionError, PersonaCircuitsError
+from persona_circuits.circuit.printable import shortened
 from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.responses.journal import Answer, Answers, Journal
 from persona_circuits.persona.responses.options import EndpointOptions
@@ -80,7 +81,7 @@ class Endpoint:
         Halves of surrogate pairs, which no file may hold, are U+FFFD.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return scrubbed(text, [one for one in self.secrets if len(one) >= SECRET], parts=False)
+        return scrubbed(text, [secret for secret in self.secrets if len(secret) >= SECRET], parts=False)
 
 
 def endpoint(
@@ -98,10 +99,10 @@ def endpoint(
     if not secret.isprintable() or not secret.isascii() or " " in secret:
         raise OptionError("the API key has spaces or characters that no key has; check for a bad copy (not shown here)")
     _check_address(url)
-    made = Endpoint(model, url, secret, options.checked())
+    place = Endpoint(model, url, secret, options.checked())
     if not secret and url == DEFAULT_URL:
         raise EndpointError("no API key: set OPENAI_API_KEY, or give the --base-url of a server that needs none")
-    return made
+    return place
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _ask_all(
     Answers come from threads that nobody waits for when this one is stopped.
     """
     client = _client(place)
-    told: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
+    results: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
     failures: dict[str, str] = {}
     waiting = iter(requests.items())
     running: dict[str, float] = {}
@@ -178,10 +179,10 @@ def _ask_all(
         while True:
             while len(running) < place.options.concurrency and (following := next(waiting, None)) is not None:
                 running[following[0]] = time.monotonic() + place.options.deadline
-                threading.Thread(target=_tell, args=(told, client, place, *following), daemon=True).start()
+                threading.Thread(target=_tell, args=(results, client, place, *following), daemon=True).start()
             if not running:
                 return failures
-            key, outcome = _next(told, running, place)
+            key, outcome = _next(results, running, place)
             if reason := _kept(key, outcome, journal):
                 failures[key] = reason
             done += 1
@@ -190,44 +191,37 @@ def _ask_all(
                 raise _ended(place, f"the first {len(failures)} requests all failed: {reason}", journal)
     except _Fatal as error:
         last = {key: min(end, time.monotonic() + place.options.timeout) for key, end in running.items()}
-        for key, outcome in _others(told, last, place):
-            _keep_if_answered(key, outcome, journal)
+        while last:
+            _keep_if_answered(*_next(results, last, place), journal)
         raise _ended(place, str(error), journal) from None
     finally:
-        while not told.empty():
-            _keep_if_answered(*told.get(), journal)
+        while not results.empty():
+            _keep_if_answered(*results.get(), journal)
         client.close()
 
 
-def _tell(told: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, key: str, chat: Chat) -> None:
-    """Ask in a thread of its own; what came of it, errors too, is told to the one that waits."""
+def _tell(results: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, key: str, chat: Chat) -> None:
+    """Ask in a thread of its own; the outcome, errors too, is passed to the thread that waits."""
     try:
         outcome: Outcome = _ask_one(client, place, chat)
     except _Over as error:
         outcome = str(error)
     except BaseException as error:
         outcome = error
-    told.put((key, outcome))
+    results.put((key, outcome))
 
 
-def _next(told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint) -> tuple[str, Outcome]:
-    """What came of the next request that ends, or whose time is over; it runs no longer."""
+def _next(results: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint) -> tuple[str, Outcome]:
+    """The outcome of the next request that ends or runs out of time; it counts as running no longer."""
     while True:
         soonest = min(running, key=running.__getitem__)
         try:
-            key, outcome = told.get(timeout=max(0.0, running[soonest] - time.monotonic()))
+            key, outcome = results.get(timeout=max(0.0, running[soonest] - time.monotonic()))
         except Empty:
             del running[soonest]
             return soonest, f"no whole answer within {place.options.deadline:g} s"
         if running.pop(key, None) is not None:
             return key, outcome
-
-
-def _others(
-    told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint
-) -> Iterator[tuple[str, Outcome]]:
-    while running:
-        yield _next(told, running, place)
 
 
 def _kept(key: str, outcome: Outcome, journal: Journal) -> str:
@@ -290,8 +284,7 @@ def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
 def _message(error: Any, place: Endpoint) -> str:
     """The server's own sentence without the key, on one line, and only then cut."""
     body = error.body if isinstance(error.body, dict) else {}
-    text = " ".join(place.scrubbed(str(body.get("message") or error.message)).split())
-    return text if len(text) <= 200 else text[:199] + "…"
+    return shortened(" ".join(place.scrubbed(str(body.get("message") or error.message)).split()), 200)
 
 
 def _advice(status: int) -> str:
@@ -309,7 +302,7 @@ def _client(place: Endpoint) -> Any:
     except ImportError as error:
         raise OptionError("asking an endpoint needs the openai package: pip install 'persona-circuits[api]'") from error
     parts = urlsplit(place.base_url)
-    url, query = urlunsplit((*parts[:3], "", "")), dict(parse_qsl(parts.query))  # the client would write behind a query
+    url, query = urlunsplit((*parts[:3], "", "")), dict(parse_qsl(parts.query))  # the client would append to a query
     return openai.OpenAI(
         api_key=place.key or NO_KEY,
         base_url=url,

@@ -65,10 +65,10 @@ def summarise(responses: Sequence[Response], baseline: str | None = None) -> tup
     Raises:
         OptionError: the named baseline is not among the personas.
     """
-    names = list(dict.fromkeys(one.exchange.persona for one in responses))
+    names = list(dict.fromkeys(r.exchange.persona for r in responses))
     base = baseline_of(names, baseline)
-    plainly = {_put(one.exchange): one.text for one in responses if one.exchange.persona == base}
-    return tuple(_summary([one for one in responses if one.exchange.persona == name], base, plainly) for name in names)
+    plainly = {_put(r.exchange): r.text for r in responses if r.exchange.persona == base}
+    return tuple(_summary([r for r in responses if r.exchange.persona == name], base, plainly) for name in names)
 
 
 def summary_table(title: str, summaries: Sequence[PersonaSummary]) -> Table:
@@ -89,32 +89,32 @@ def write_response_study(
     summaries = summarise(found.responses, baseline)
     write_responses(found.responses, folder / "responses.jsonl")
     record = {"format": FORMAT, "version": 1, **about, "n": len(found.responses), "failures": found.failures}
-    write_json(plain({**record, "personas": [asdict(one) for one in summaries]}), folder / "responses.json")
-    write_csv([asdict(one) for one in summaries], folder / "personas.csv")
+    write_json(plain({**record, "personas": [asdict(s) for s in summaries]}), folder / "responses.json")
+    write_csv([asdict(s) for s in summaries], folder / "personas.csv")
     title = f"Responses of {Path(str(about['model'])).name}"
     write_figures(response_figures(summaries), folder, page="responses.html", title=title)
 
 
 def response_figures(summaries: Sequence[PersonaSummary]) -> dict[str, Chart]:
     """How long each persona speaks and, with a baseline, how often it says something else."""
-    found = {"length": _bars(summaries, [one.words for one in summaries], "Length of responses", "words")}
-    others = [one for one in summaries if one.unlike_baseline is not None]
+    charts = {"length": _bars(summaries, [s.words for s in summaries], "Length of responses", "words")}
+    others = [s for s in summaries if s.unlike_baseline is not None]
     if others:
-        others.sort(key=lambda one: -(one.unlike_baseline or 0.0))
-        values = [one.unlike_baseline or 0.0 for one in others]
+        others.sort(key=lambda s: -(s.unlike_baseline or 0.0))
+        values = [s.unlike_baseline or 0.0 for s in others]
         title = "Responses that are not the baseline's to the same question"
-        found["unlike-baseline"] = _bars(others, values, title, "share")
-    return found
+        charts["unlike-baseline"] = _bars(others, values, title, "share")
+    return charts
 
 
 def write_responses(responses: Sequence[Response], path: str | Path) -> None:
     """One JSON object a line: the exchange's fields, and the response's."""
     lines = []
-    for one in responses:
-        row = {**vars(one.exchange), "response": one.text, "finish": one.finish, "model": one.model}
-        if one.prompt_ids:
-            row |= {"fingerprint": one.fingerprint, "prompt": one.prompt}
-            row |= {"prompt_ids": list(one.prompt_ids), "ids": list(one.ids)}
+    for response in responses:
+        row = {**vars(response.exchange), "response": response.text, "finish": response.finish, "model": response.model}
+        if response.prompt_ids:
+            row |= {"fingerprint": response.fingerprint, "prompt": response.prompt}
+            row |= {"prompt_ids": list(response.prompt_ids), "ids": list(response.ids)}
         lines.append(json.dumps(row, ensure_ascii=False))
     write_text("".join(f"{line}\n" for line in lines), path)
 
@@ -126,20 +126,17 @@ def read_responses(path: str | Path) -> tuple[Response, ...]:
         FileError: the file cannot be read.
         TaskError: lines are at fault; all are listed.
     """
-    path, faults, found = Path(path), list[str](), []
+    path, faults, responses = Path(path), list[str](), []
     for number, row in read_json_lines(path, RESPONSES, faults):
         try:
-            found.append(_read_response(row))
+            responses.append(_read_response(row))
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     if faults:
         raise TaskError(listed(f"response file {path} has {len(faults)} fault(s):", faults))
-    if not found:
+    if not responses:
         raise TaskError(f"response file {path} holds no responses; persona-circuits respond writes one")
-    return tuple(found)
-
-
-TEXTS = ("persona", "question", "user", "response")
+    return tuple(responses)
 
 
 def _read_response(row: Any) -> Response:
@@ -177,14 +174,14 @@ def _steered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(own: Sequence[Response], base: str | None, plainly: Mapping[tuple[Any, ...], str]) -> PersonaSummary:
-    texts = [one.text.strip() for one in own]
-    compared = [one for one in own if one.exchange.persona != base and _put(one.exchange) in plainly]
-    unlike = [one.text.strip() != plainly[_put(one.exchange)].strip() for one in compared]
+    texts = [r.text.strip() for r in own]
+    compared = [r for r in own if r.exchange.persona != base and _put(r.exchange) in plainly]
+    unlike = [r.text.strip() != plainly[_put(r.exchange)].strip() for r in compared]
     return PersonaSummary(
         persona=own[0].exchange.persona,
         n=len(own),
         words=sum(len(text.split()) for text in texts) / len(own),
-        ended=sum(one.finish == "stop" for one in own) / len(own),
+        ended=sum(r.finish == "stop" for r in own) / len(own),
         empty=sum(not text for text in texts) / len(own),
         distinct=len(set(texts)) / len(own),
         unlike_baseline=sum(unlike) / len(unlike) if unlike else None,
@@ -198,5 +195,5 @@ def _put(exchange: Exchange) -> tuple[Any, ...]:
 
 
 def _bars(summaries: Sequence[PersonaSummary], values: Sequence[float], title: str, unit: str) -> Chart:
-    bars = Bars(unit, [one.persona for one in summaries], list(values))
+    bars = Bars(unit, [s.persona for s in summaries], list(values))
     return bar_chart([bars], title=title, x=unit, y="persona", across=True)

@@ -31,12 +31,12 @@ def secrets_of(key: str, url: str) -> tuple[str, ...]:
     """The key, and what an address holds that lets someone in: in front of the host, in the path, as a parameter."""
     parts = urlsplit(url)
     name, password = unquote(parts.username or ""), unquote(parts.password or "")
-    found = [key, password or name]
+    secrets = [key, password or name]
     if name or password:
-        found.append(base64.b64encode(f"{name}:{password}".encode()).decode())
-    found += [value for name, value in parse_qsl(parts.query) if _NAMES.search(name) or _RANDOM.search(value)]
-    found += [part for part in map(unquote, parts.path.split("/")) if _RANDOM.search(part)]
-    return tuple(dict.fromkeys(filter(None, found)))
+        secrets.append(base64.b64encode(f"{name}:{password}".encode()).decode())
+    secrets += [value for name, value in parse_qsl(parts.query) if _NAMES.search(name) or _RANDOM.search(value)]
+    secrets += [part for part in map(unquote, parts.path.split("/")) if _RANDOM.search(part)]
+    return tuple(dict.fromkeys(filter(None, secrets)))
 
 
 def bare_address(url: str, secrets: Sequence[str]) -> str:

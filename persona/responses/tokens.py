@@ -19,7 +19,7 @@ class SpokenTokens:
     """A prompt and its response as one row of token ids; the response's tokens are ``[start, len(ids))``.
 
     ``merged`` says that the response's first token holds the end of the prompt, too, which
-    happens where a text from elsewhere is put behind a prompt that does not end at a token's edge.
+    happens where a text from elsewhere is appended to a prompt that does not end at a token's edge.
     ``unknown`` is text of the response that the tokenizer cannot write, so that the model does not see it.
     """
 
@@ -35,9 +35,9 @@ def spoken_tokens(
     """The row of ids that ends with the response, and where the response begins in it.
 
     What this very model said is taken as the tokens that it said, after the prompt that it was said to; with
-    ``anew`` that of the template stands in where it is another one. Other texts are tokenized behind their prompt
-    as one text; the response begins with the first token that holds any of its characters, so its first token
-    is always in.
+    ``anew`` that of the template stands in where it is another one. Other texts are tokenized with their prompt as
+    one text; the response begins with the first token that holds any of its characters, so its first token is always
+    in.
 
     Raises:
         OptionError: the response is not this model's and there is no template; or the tokenizer

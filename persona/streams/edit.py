@@ -51,19 +51,19 @@ def mean_streams(
     Raises:
         ModelError: one is not finite.
     """
-    found: dict[int, Tensor] = {}
+    by_layer: dict[int, Tensor] = {}
     share = inside.to(torch.promote_types(model.dtype, torch.float32))
     share = share / share.sum(1, keepdim=True)
 
     def reading(layer: int) -> Change:
         def read(stream: Tensor) -> None:
-            found[layer] = torch.einsum("bp,bpd->bd", share.to(stream.device), stream.to(share.dtype)).cpu()
+            by_layer[layer] = torch.einsum("bp,bpd->bd", share.to(stream.device), stream.to(share.dtype)).cpu()
 
         return read
 
     with on_streams(model, {layer: reading(layer) for layer in range(model.graph.n_layers)}):
         model.logits(tokens)
-    means = torch.stack([found[layer] for layer in range(model.graph.n_layers)], dim=1)
+    means = torch.stack([by_layer[layer] for layer in range(model.graph.n_layers)], dim=1)
     check_finite(means, of_prompts(model, tokens), "streams")
     return means
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.task import FormTable
 
 __all__ = ["collect", "grouped", "id_table", "point_names", "trace"]
@@ -103,24 +103,23 @@ def collect(
     """
     n_positions = len(places[0])
     shape = (len(prompts), len(model.blocks) + 1, n_positions, model.d_model)
-    found = torch.empty(shape, dtype=torch.float32)
+    streams = torch.empty(shape, dtype=torch.float32)
     done = 0
     for group in grouped([len(ids) for ids in prompts], batch_size):
         tokens = torch.tensor([list(prompts[i]) for i in group], device=model.device)
         at = torch.tensor([list(places[i]) for i in group], device=model.device)
-        found[group] = trace(model, tokens, at).streams.transpose(0, 1).float().cpu()
+        streams[group] = trace(model, tokens, at).streams.transpose(0, 1).float().cpu()
         done += len(group)
-        if progress is not None:
-            progress(done, len(prompts))
-    return found
+        (progress or untold)(done, len(prompts))
+    return streams
 
 
 def grouped(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Places of equal length together, at most ``batch_size`` at a time, the shortest first."""
     for length in sorted(set(lengths)):
-        same = [i for i, other in enumerate(lengths) if other == length]
-        for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]
+        places = [i for i, other in enumerate(lengths) if other == length]
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
 
 
 def id_table(lists: Sequence[Sequence[int]], *, width: int = 0) -> Int[Tensor, "row n"]:

@@ -6,8 +6,8 @@ from .context import StudyFiles as StudyFiles
 from .context import axes_of as axes_of
 from .context import some_of as some_of
 from .numbers import Estimates as Estimates
-from .numbers import Found as Found
 from .numbers import Number as Number
+from .numbers import StageNumbers as StageNumbers
 from .numbers import number_rows as number_rows
 from .numbers import slug as slug
 from .numbers import with_holm as with_holm

@@ -1,8 +1,8 @@
 """The axis ``bias`` of pairs whose file does not have it, derived from what the model prefers under no persona.
 
 Where rows have a ``neutral`` prompt and no row a ``bias``: b0 of a row is the mean margin of its two
-declared answers behind the neutral prompts of the same question in other wordings, so that no row's own prompt has a
-say in its bias; behind its own where there is no other. The bias is ``high`` where |b0| is
+declared answers after the neutral prompts of the same question in other wordings, so that no row's own prompt has a
+say in its bias; after its own where there is no other. The bias is ``high`` where |b0| is
 above the median over all rows, else ``low``.
 """
 
@@ -58,11 +58,11 @@ def derived_bias(
     wordings = dict.fromkeys(Neutral(item.question, _wording(item.pair), item.pair.neutral) for item in items)
     how: dict[str, Any] = {"source": file.source, "batch_size": batch_size}
     unasked = [replace(item, pair=replace(item.pair, neutral="")) for item in items]  # not by its own wording
-    found = measure_pairs(model, unasked, neutral=tuple(wordings), progress=progress, **how)
-    alone = [item for item, one in zip(items, found, strict=True) if one.neutral is None]
+    measures = measure_pairs(model, unasked, neutral=tuple(wordings), progress=progress, **how)
+    alone = [item for item, m in zip(items, measures, strict=True) if m.neutral is None]
     own = measure_pairs(model, [_under_nobody(item) for item in alone], alike=True, **how) if alone else ()
-    b0 = {one.item.pair.line: one.neutral.margin for one in found if one.neutral is not None}
-    b0 |= {one.item.pair.line: one.prior for one in own}
+    b0 = {m.item.pair.line: m.neutral.margin for m in measures if m.neutral is not None}
+    b0 |= {m.item.pair.line: m.prior for m in own}
     cut = float(np.median(np.abs(list(b0.values()))))
     levels = {line: "high" if abs(margin) > cut else "low" for line, margin in b0.items()}
     return DerivedBias(levels, cut, len(alone))
@@ -93,8 +93,8 @@ def _wording(pair: PromptPair) -> str:
 
 def shared_end(texts: Sequence[str]) -> int:
     """How many characters the texts have in common at their end."""
-    same = (len(set(chars)) == 1 for chars in zip(*(reversed(text) for text in texts), strict=False))
-    return sum(1 for _ in takewhile(bool, same))
+    alike = (len(set(chars)) == 1 for chars in zip(*(reversed(text) for text in texts), strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
 
 
 def _under_nobody(item: Item) -> Item:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,24 @@ from persona_circuits.persona.steering import some_pairs
 from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
 from persona_circuits.persona.study.options import StudyOptions
 
-__all__ = ["AXES", "NO_WORDINGS", "PASSES", "Context", "StudyFile", "StudyFiles", "axes_of", "some_of"]
+__all__ = [
+    "AXES",
+    "NO_FRAMES",
+    "NO_WORDINGS",
+    "PASSES",
+    "Context",
+    "StudyFile",
+    "StudyFiles",
+    "axes_of",
+    "evenly",
+    "some_of",
+]
 
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
 """So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
 QUICK_PAIRS = 12
+NO_FRAMES = "no pairs in frames; give a file of 'vary --frame' with --frames"
 NO_WORDINGS = "no pairs in other wordings; give a file of 'pairs --variants --add-neutral' with --wordings"
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "wordings": ("causes", "prediction", "prior"),
@@ -41,6 +53,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "least_mass": (),
 }
 """Files and options on which only these stages depend; all stages depend on the others."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class StudyFiles:
         """Names and SHA-256, by role."""
         return {
             role: None if (file := getattr(self, role)) is None else {"source": file.label, "sha256": file.sha256}
-            for role in ("pairs", "controls", "variants", "prior", "personas", "frames", "wordings")
+            for role in (field.name for field in fields(self))
         }
 
 
@@ -106,10 +119,8 @@ class Context:
         self.task = files.pairs.task()
         without_forms(self.task.pairs, "study")
         self.whole = self.pairs = items_of(self.task, files.pairs.path)
-        self.controls = _items(files.controls)
-        self.variants = _items(files.variants)
-        self.frames = _items(files.frames)
-        self.wordings = _items(files.wordings)
+        self.controls, self.variants = _items(files.controls), _items(files.variants)
+        self.frames, self.wordings = _items(files.frames), _items(files.wordings)
         self.prior = None if files.prior is None else files.prior.task()
         self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
         if options.quick:
@@ -117,9 +128,9 @@ class Context:
 
     def digest(self, stage: str) -> str:
         """What a finished stage depends on, as one SHA-256: model, files and options."""
-        values = {name: one for name, one in asdict(self.options).items() if stage in OWNERS.get(name, (stage,))}
+        values = {name: value for name, value in asdict(self.options).items() if stage in OWNERS.get(name, (stage,))}
         files = {
-            role: one if stage in OWNERS.get(role, (stage,)) else None for role, one in self.files.as_dict().items()
+            role: value if stage in OWNERS.get(role, (stage,)) else None for role, value in self.files.as_dict().items()
         }
         if files["wordings"] is None:  # what was run before there was such a file is still finished
             del files["wordings"]
@@ -163,11 +174,11 @@ class Context:
 
     @cached_property
     def measures(self) -> tuple[PairMeasure, ...]:
-        """What the model answers to every pair, the controls behind them."""
-        everything = [*self.studied.items, *self._control_items()]
-        source = self.pairs.source
-        size, progress = self.options.batch_size, self.stage("asking")
-        return measure_pairs(self.model, everything, source=source, batch_size=size, progress=progress)
+        """What the model answers to every pair, followed by the controls."""
+        controls = () if self.controls is None else self.controls.items
+        items = [*self.studied.items, *(item for item in controls if item.control != "none")]
+        how: dict[str, Any] = {"source": self.pairs.source, "batch_size": self.options.batch_size}
+        return measure_pairs(self.model, items, progress=self.stage("asking"), **how)
 
     @cached_property
     def worded(self) -> tuple[PairMeasure, ...]:
@@ -180,7 +191,7 @@ class Context:
     @cached_property
     def sigma_0(self) -> float | None:
         """The spread of D over paraphrases; None without any."""
-        null = [one.divergence for one in self.measures if one.item.control == PARAPHRASE]
+        null = [m.divergence for m in self.measures if m.item.control == PARAPHRASE]
         return metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
 
     @cached_property
@@ -188,16 +199,16 @@ class Context:
         """The pairs of all splits without controls, for circuits; with a derived bias among their keys."""
         items = with_bias(self.pairs, self.bias).items
         biases = {item.pair.line: item.axes.get("bias", "") for item in items if item.control == "none"}
-        pairs = tuple(one for one in self.task.pairs if one.line in biases)
+        pairs = tuple(pair for pair in self.task.pairs if pair.line in biases)
         if self.bias is not None:
-            pairs = tuple(replace(one, axes=(*one.axes, ("bias", biases[one.line]))) for one in pairs)
+            pairs = tuple(replace(pair, axes=(*pair.axes, ("bias", biases[pair.line]))) for pair in pairs)
         return replace(self.task, pairs=pairs)
 
     @cached_property
     def plain_task(self) -> Task:
-        """The pairs of ``main``, their parts told from the prompts themselves: before, contrast, after, last."""
+        """The pairs of ``main``, their parts found by comparing the prompts: before, contrast, after, last."""
         kept = {item.pair.line for item in self.main}
-        pairs = tuple(one.bare() for one in self.task.pairs if one.line in kept)
+        pairs = tuple(pair.bare() for pair in self.task.pairs if pair.line in kept)
         return replace(self.task, pairs=pairs)
 
     def examples(self, split: str = "all") -> ExampleFile:
@@ -206,8 +217,8 @@ class Context:
         Raises:
             TaskError: they do not fit it.
         """
-        found = examples_of(self.whole, self.model, split=split, personas=self.personas)
-        return some_pairs(found, 2 * QUICK_PAIRS) if self.options.quick else found
+        examples = examples_of(self.whole, self.model, split=split, personas=self.personas)
+        return some_pairs(examples, 2 * QUICK_PAIRS) if self.options.quick else examples
 
     def _take_few(self) -> None:
         """A few pairs of every split, controls of every kind, and bases with all their variants."""
@@ -226,15 +237,16 @@ class Context:
             parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
             self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
 
-    def _control_items(self) -> Sequence[Item]:
-        file = self.controls
-        return [item for item in file.items if item.control != "none"] if file is not None else ()
+
+def evenly(values: Sequence[T], n: int) -> list[T]:
+    """At most ``n`` of these, evenly taken."""
+    places = np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int)
+    return [values[place] for place in np.unique(places)]
 
 
 def some_of(task: Task, n: int) -> Task:
     """At most ``n`` of a task's pairs, evenly taken."""
-    places = np.unique(np.linspace(0, len(task.pairs) - 1, min(n, len(task.pairs))).round().astype(int))
-    return replace(task, pairs=tuple(task.pairs[place] for place in places))
+    return replace(task, pairs=tuple(evenly(task.pairs, n)))
 
 
 def _variant(item: Item) -> object:
@@ -259,9 +271,9 @@ def _few(file: ItemFile, kind: Callable[[Item], object], n: int) -> ItemFile:
 
 def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:
     """The axes on which these pairs differ, each with its values: as ``AXES`` says, values in alphabetic order."""
-    found: dict[str, list[str]] = {}
+    axes: dict[str, list[str]] = {}
     for axis in AXES:
         values = sorted({item.axes.get(axis, "") for item in items} - {""})
         if len(values) > 1:
-            found[axis] = values
-    return found
+            axes[axis] = values
+    return axes

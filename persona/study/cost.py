@@ -24,7 +24,7 @@ SEARCH, STEP = 4, 6
 
 
 def told(stage: str, context: Context) -> list[str]:
-    """What is put behind the stage's name once: about how long it takes here, and memory."""
+    """What is appended to the stage's name once: about how long it takes here, and memory."""
     try:
         seconds = prompts_of(stage, context) * _seconds(context)
     except PersonaCircuitsError:  # the stage itself says why these pairs cannot be asked
@@ -118,9 +118,9 @@ def _seconds(context: Context) -> int | float:
     if context.seconds is None:
         pairs = context.task.pairs[: context.options.batch_size]
         rows = encode(Task(pairs, context.task.source, ""), context.model, alike=True)
-        begun = time.thread_time()
+        started = time.thread_time()
         n = sum(2 * len(both.batch) for both in both_runs(context.model, rows, len(pairs), gradients=False))
-        context.seconds = (time.thread_time() - begun) / n
+        context.seconds = (time.thread_time() - started) / n
     return context.seconds
 
 

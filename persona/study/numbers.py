@@ -22,10 +22,11 @@ from persona_circuits.circuit.evaluation.hypothesis import holm
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.statistics import Clusters, interval, weighted_mean
 from persona_circuits.persona.data import sign_flip
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.items import Item, shared_by
 
-__all__ = ["Estimates", "Found", "Number", "Numbers", "number_rows", "slug", "with_holm"]
+__all__ = ["Estimates", "Number", "Numbers", "StageNumbers", "number_rows", "slug", "with_holm"]
 
+COLUMNS = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
 Values = Sequence[float] | NDArray[Any]
 
 
@@ -49,21 +50,22 @@ class Number:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, absent ones left out."""
-        found = plain(asdict(self))
-        order = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
-        return {key: found[key] for key in order if found[key] not in (None, "")}
+        values = plain(asdict(self))
+        return {key: values[key] for key in COLUMNS if values[key] not in (None, "")}
 
 
 Numbers = dict[str, Number]
 
 
-class Found:
+class StageNumbers:
     """What a stage gives: its numbers, notes on what could not be done, and plain extras for the report.
 
-    A number that is not defined (None, nan, infinite) is not entered.
+    A number that is not defined (None, nan, infinite) is not entered. ``source`` is the file that numbers go with
+    unless they name another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = "") -> None:
+        self.source = source
         self.numbers: Numbers = {}
         self.notes: list[str] = []
         self.extras: dict[str, Any] = {}
@@ -75,7 +77,8 @@ class Found:
             about |= {"low": bounds.low, "high": bounds.high}
         if value is None or not np.isfinite(value):
             return
-        known = {key: one for key, one in about.items() if one is not None and one == one}
+        about = {"source": self.source} | about
+        known = {key: entry for key, entry in about.items() if entry is not None and entry == entry}
         known |= {key: float(known[key]) for key in ("low", "high", "p") if key in known}
         assert name not in self.numbers, f"two numbers are called {name}"
         self.numbers[name] = Number(float(value), what, **known)
@@ -110,9 +113,9 @@ class Estimates:
 
         Values that are nan are left out.
         """
-        found = self.ratio(values, np.ones(len(self.items)))
-        ends = {end: float(np.clip(found[end], *within)) for end in ("low", "high") if end in found}
-        return found | ends
+        estimate = self.ratio(values, np.ones(len(self.items)))
+        ends = {end: float(np.clip(estimate[end], *within)) for end in ("low", "high") if end in estimate}
+        return estimate | ends
 
     def share(self, hits: Values) -> dict[str, Any]:
         """The mean of numbers from 0 to 1."""
@@ -159,9 +162,8 @@ class Estimates:
         """The p of a mean of zero, by random signs of all pairs of two personas together."""
         x = np.asarray(values, dtype=np.float64)
         known = np.isfinite(x)
-        items = [item for item, one in zip(self.items, known, strict=True) if one]
-        names = [item.personas for item in items], [item.question for item in items]
-        return sign_flip(x[known].tolist(), *names, n_resamples=self.n_resamples, seed=self.seed)
+        items = [item for item, is_known in zip(self.items, known, strict=True) if is_known]
+        return sign_flip(x[known].tolist(), *shared_by(items), n_resamples=self.n_resamples, seed=self.seed)
 
     def _median(
         self, values: Values, first: Bool[np.ndarray, " pair"], other: Bool[np.ndarray, " pair"] | None
@@ -172,9 +174,9 @@ class Estimates:
             return {"value": None, "n": 0}
 
         def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-            found = [_weighted_medians(weights[:, side], x[side]) for side in sides]
+            medians = [_weighted_medians(weights[:, side], x[side]) for side in sides]
             with np.errstate(invalid="ignore"):
-                return found[0] if len(found) == 1 else found[0] - found[1]
+                return medians[0] if len(medians) == 1 else medians[0] - medians[1]
 
         return self._of(statistic, int(sum(side.sum() for side in sides)), influence=np.zeros(len(x)))
 
@@ -189,8 +191,8 @@ class Estimates:
         value = float(statistic(np.full((1, size), 1 / size))[0])
         how: dict[str, Any] = {"influence": influence, "n_draws": self.n_resamples, "seed": self.seed}
         bounds = interval(statistic, clusters or self.clusters, **how) if size > 1 else None
-        found: dict[str, Any] = {"value": value if np.isfinite(value) else None, "n": n}
-        return found | ({} if bounds is None else {"low": bounds.low, "high": bounds.high})
+        estimate: dict[str, Any] = {"value": value if np.isfinite(value) else None, "n": n}
+        return estimate | ({} if bounds is None else {"low": bounds.low, "high": bounds.high})
 
 
 def with_holm(numbers: Mapping[str, Number]) -> Numbers:
@@ -208,8 +210,7 @@ def slug(text: object) -> str:
 
 def number_rows(numbers: Mapping[str, Number]) -> list[dict[str, Any]]:
     """A row per number for CSV, all columns in every row."""
-    columns = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
-    return [{"name": name, **{key: number.as_dict().get(key) for key in columns}} for name, number in numbers.items()]
+    return [{"name": name, **{key: number.as_dict().get(key) for key in COLUMNS}} for name, number in numbers.items()]
 
 
 def _weighted_medians(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ class StudyOptions(PlainNumbers):
 
     ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,
     completeness, the smallest circuit, ACDC) it is on ``max_pairs`` pairs at most, evenly taken, and so are causal
-    persistence and steering. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least of
+    persistence and steering. ``probe_every``: a probe after every so many blocks. ``quick`` asks for the least of
     everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps tables,
     circuits and a few pictures.
     """
@@ -36,7 +36,7 @@ class StudyOptions(PlainNumbers):
     least_mass: Annotated[
         float, Option("Mean probability of all options below which only behaviour is studied. 0: go on anyway.")
     ] = 0.05
-    probe_every: Annotated[int, Option("Probe behind every so many blocks.")] = 2
+    probe_every: Annotated[int, Option("Probe after every so many blocks.")] = 2
     quick: Annotated[bool, Option("The least of everything, to see that it runs.")] = False
     thorough: Annotated[bool, Option("All pairs, and the tests as evaluate makes them: hours on a CPU.")] = False
     compact: Annotated[bool, Option("Keep tables, circuits and a few pictures: what can be committed.")] = False
@@ -44,11 +44,7 @@ class StudyOptions(PlainNumbers):
     batch_size: BatchSize = 32
 
     def checked(self) -> StudyOptions:
-        """Itself, with the least of everything where it is to be quick.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
+        """These options, the least of everything where ``quick``; an OptionError where a number is out of range."""
         check_least(self, n_resamples=1, n_random=1, max_pairs=1, steps=1, batch_size=1, frame_edges=0, seed=0)
         check_least(self, gate_edges=1, gate_steps=1, probe_every=1)
         if not 0 < self.threshold < 1 or not 0 < self.target <= 1:

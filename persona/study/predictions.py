@@ -124,14 +124,14 @@ def load_plan(path: str | Path, *, label: str | None = None) -> Plan:
 
 def outcomes(plan: Plan, numbers: Mapping[str, Number]) -> tuple[Outcome, ...]:
     """What the numbers say of every prediction, in the plan's order."""
-    return tuple(_outcome(one, numbers) for one in plan.predictions)
+    return tuple(_outcome(prediction, numbers) for prediction in plan.predictions)
 
 
 def outcome_records(plan: Plan, found: Sequence[Outcome]) -> dict[str, Any]:
     """A plan with its outcomes as plain values."""
-    counts = {name: sum(one.outcome == name for one in found) for name in OUTCOMES}
+    counts = {name: sum(outcome.outcome == name for outcome in found) for name in OUTCOMES}
     return plain({"source": plan.source, "sha256": plan.sha256, "counts": counts, "predictions": [
-        asdict(one) for one in found]})  # fmt: skip
+        asdict(outcome) for outcome in found]})  # fmt: skip
 
 
 def _faults(content: Any) -> list[str]:
@@ -164,7 +164,7 @@ def _value_faults(condition: Mapping[str, Any]) -> list[str]:
 
 
 def _prediction(row: Mapping[str, Any]) -> Prediction:
-    conditions = tuple(_condition(one) for one in row.get("all", [row]))
+    conditions = tuple(_condition(condition) for condition in row.get("all", [row]))
     return Prediction(row["id"], row["says"], conditions, row.get("else", REFUTED))
 
 
@@ -174,11 +174,11 @@ def _condition(row: Mapping[str, Any]) -> Condition:
     return Condition(row["number"], row["is"], tuple(float(end) for end in ends))
 
 
-def _outcome(one: Prediction, numbers: Mapping[str, Number]) -> Outcome:
-    judged = [_judged(condition, numbers, one.otherwise) for condition in one.conditions]
-    found = [outcome for outcome, _ in judged]
-    decided = next((name for name in (REFUTED, NOT_TESTED, UNDECIDED) if name in found), SUPPORTED)
-    return Outcome(one.id, one.says, decided, tuple(why for _, why in judged))
+def _outcome(prediction: Prediction, numbers: Mapping[str, Number]) -> Outcome:
+    judged = [_judged(condition, numbers, prediction.otherwise) for condition in prediction.conditions]
+    names = [outcome for outcome, _ in judged]
+    decided = next((name for name in (REFUTED, NOT_TESTED, UNDECIDED) if name in names), SUPPORTED)
+    return Outcome(prediction.id, prediction.says, decided, tuple(why for _, why in judged))
 
 
 def _judged(condition: Condition, numbers: Mapping[str, Number], otherwise: str) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def _headlines(numbers: Numbers) -> str:
 
 
 def _data(study: Study, context: Context, behaviour: Mapping[str, Any], causes: Mapping[str, Any]) -> Iterator[str]:
-    rows = [(role, one["source"], one["sha256"][:12]) for role, one in study.files.as_dict().items() if one]
+    rows = [(role, file["source"], file["sha256"][:12]) for role, file in study.files.as_dict().items() if file]
     yield _table(("role", "file", "SHA-256"), rows)
     items = context.main
     yield f"{len(items)} pairs of the study; splits: {_counts(item.pair.split for item in items)}."
@@ -110,7 +110,7 @@ def _data(study: Study, context: Context, behaviour: Mapping[str, Any], causes: 
 
 
 def _example(place: int, example: Mapping[str, Any], verdict: Sequence[str] | None) -> Iterator[str]:
-    kind = "the personas part" if example["kind"] == "apart" else "the personas collapse"
+    kind = "the personas differ" if example["kind"] == "apart" else "the personas collapse"
     yield (
         f"### Example {place}: {kind} ({markdown_code(example['id'])})\n\n"
         f"Declared: {_quoted(example['answers'])} under A, {_quoted(example['wrong_answers'])} under B. "
@@ -150,13 +150,11 @@ def _results(numbers: Numbers, extras: Mapping[str, Mapping[str, Any]], out: Pat
     yield _grid(numbers, "behaviour", groups, columns)
     yield _figures(out, "behaviour")
     yield "### Contrasts"
-    levels = [name.removeprefix("contrasts.").removesuffix(".n") for name in numbers
-              if name.startswith("contrasts.") and name.endswith(".n")]  # fmt: skip
+    levels = _parts(numbers, "contrasts", 2, ".n")
     yield _grid(numbers, "contrasts", levels, ("n", "divergence", "collapse", "prior_abs", "required_gain"))
     yield _tested(numbers, "contrasts.", ("_minus_", ".spread."))
     yield _figures(out, "contrasts")
-    variants = _parts(numbers, "variants", 1, ".n")
-    if variants:
+    if variants := _parts(numbers, "variants", 1, ".n"):
         yield "### Variants"
         compared = ("n", "divergence", "divergence_ratio", "collapse", "access", "signal_persona", "signal_answer")
         yield _grid(numbers, "variants", variants, compared)
@@ -225,7 +223,7 @@ def _circuit(numbers: Numbers, extras: Mapping[str, Any], out: Path) -> Iterator
     yield _list(numbers, "circuit.prior.f.")
     if nodes := extras.get("nodes"):
         yield f"Nodes: `{' '.join(nodes)}`"
-        edges = [(f"`{one['edge']}`", f"{one['score']:+.4f}") for one in extras.get("strongest_edges", ())]
+        edges = [(f"`{edge['edge']}`", f"{edge['score']:+.4f}") for edge in extras.get("strongest_edges", ())]
         yield _table(("strongest edge", "score"), edges)
     yield _picture(out, "circuit/graph.png", "The circuit of the persona")
     yield _picture(out, "circuit/prior/difference.png", "The circuits of persona (A) and prior (B)")
@@ -242,10 +240,10 @@ def _analysis(study: Study, numbers: Numbers) -> Iterator[str]:
     yield _grid(numbers, "causes", subjects, columns, interval=False)
     yield _list(numbers, "causes.test.", "causes.truth.", *(f"causes.all.{key}" for key in (
         "signal_persona", "signal_answer", "alignment", "access", "kappa")))  # fmt: skip
-    for plan, found in study.plans:
-        counts = ", ".join(f"{name} {n}" for name, n in Counter(one.outcome for one in found).items())
+    for plan, results in study.plans:
+        counts = ", ".join(f"{name} {n}" for name, n in Counter(result.outcome for result in results).items())
         yield f"### Predictions of {plan.source}\n\n{counts}."
-        rows = [(one.id, one.says, one.outcome, "; ".join(f"`{why}`" for why in one.why)) for one in found]
+        rows = [(r.id, r.says, r.outcome, "; ".join(f"`{why}`" for why in r.why)) for r in results]
         yield _table(("id", "prediction", "outcome", "numbers"), rows)
     if not study.plans:
         yield "No plan of predictions was given (`--plan`)."
@@ -253,10 +251,10 @@ def _analysis(study: Study, numbers: Numbers) -> Iterator[str]:
 
 
 def _parts(numbers: Numbers, prefix: str, depth: int, end: str) -> list[str]:
-    """The subjects of ``depth`` parts behind a prefix that have a number with this end."""
-    found = [name.removeprefix(f"{prefix}.").removesuffix(end) for name in numbers
+    """The subjects of ``depth`` parts after a prefix that have a number with this end."""
+    subjects = [name.removeprefix(f"{prefix}.").removesuffix(end) for name in numbers
              if name.startswith(f"{prefix}.") and name.endswith(end)]  # fmt: skip
-    return [name for name in found if name.count(".") == depth - 1 and "_minus_" not in name]
+    return [name for name in subjects if name.count(".") == depth - 1 and "_minus_" not in name]
 
 
 def _grid(
@@ -275,9 +273,9 @@ def _grid(
 def _tested(numbers: Numbers, prefix: str, marks: Sequence[str]) -> str:
     """Differences with their p, corrected too."""
     rows = [
-        (name.removeprefix(prefix), shown(one), _p(one), "" if one.p_holm is None else f"{one.p_holm:.3g}")
-        for name, one in numbers.items()
-        if name.startswith(prefix) and one.p is not None and any(mark in name for mark in marks)
+        (name.removeprefix(prefix), shown(number), _p(number), "" if number.p_holm is None else f"{number.p_holm:.3g}")
+        for name, number in numbers.items()
+        if name.startswith(prefix) and number.p is not None and any(mark in name for mark in marks)
     ]
     return _table(("difference", "value", "p", "p (Holm)"), rows) if rows else ""
 
@@ -297,9 +295,9 @@ def _by_layer(numbers: Numbers, curves: Mapping[str, str]) -> str:
 def _list(numbers: Numbers, *prefixes: str) -> str:
     """A line per number whose name is one of these, or begins with one that ends in a dot."""
     lines = [
-        f"- `{name}` {shown(one)}{f', p {_p(one)}' if one.p is not None else ''}: {one.what}"
+        f"- `{name}` {shown(number)}{f', p {_p(number)}' if number.p is not None else ''}: {number.what}"
         for prefix in prefixes
-        for name, one in numbers.items()
+        for name, number in numbers.items()
         if name == prefix or (prefix.endswith(".") and name.startswith(prefix))
     ]
     return "\n".join(lines)

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import FileError, OptionError
-from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.figures import picked, plain, write_csv
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
 from persona_circuits.persona.study.context import Context, StudyFiles
 from persona_circuits.persona.study.cost import told
-from persona_circuits.persona.study.numbers import Found, Number, number_rows
+from persona_circuits.persona.study.numbers import Number, StageNumbers, number_rows
 from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
 from persona_circuits.persona.study.report import report
@@ -52,7 +52,7 @@ from persona_circuits.persona.study.values import StageResult, Study
 
 __all__ = ["STAGES", "run_study"]
 
-STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
+STAGES: Mapping[str, Callable[[Context, Path], StageNumbers]] = {
     "behaviour": run_behaviour,
     "contrasts": run_contrasts,
     "frames": run_frames,
@@ -97,7 +97,7 @@ def run_study(
     only
         The stages to run; others count where they are finished. All, if empty.
     stage
-        Called when a part of the work begins, with its name; gives the function that is told of progress.
+        Called when a part of the work begins, with its name; gives the function that is called with its progress.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def run_study(
     for name in STAGES:
         _finished(out / name, name, "")  # a folder that is no stage is refused before the first one runs
     known = {name: _finished(out / name, name, context.digest(name)) for name in STAGES}
-    results = {name: one for name, one in known.items() if one is not None}
+    results = {name: result for name, result in known.items() if result is not None}
     study = _written(results, context, plans, out) if results else None
     for name in [name for name in STAGES if name not in results and (not only or name in only)]:
         if low := _too_little(results, options):
@@ -133,14 +133,14 @@ def run_study(
 
 def _written(results: Mapping[str, StageResult], context: Context, plans: Sequence[Plan], out: Path) -> Study:
     """The study as far as it is, with its numbers, plans and report in files."""
-    found = tuple(results[name] for name in STAGES if name in results)
-    numbers = {name: number for one in found for name, number in one.numbers.items()}
-    judged = tuple((plan, outcomes(plan, numbers)) for plan in plans)
+    stages = tuple(results[name] for name in STAGES if name in results)
     missing = tuple(name for name in STAGES if name not in results)
     model = context.model
-    study = Study(model.name, model.fingerprint, context.files, context.options, found, missing, judged)
+    study = Study(model.name, model.fingerprint, context.files, context.options, stages, missing, ())
+    study = replace(study, plans=tuple((plan, outcomes(plan, study.numbers)) for plan in plans))
     context.stage("numbers and report")
-    _write(study, context, out)
+    with replace_folder(out) as staging:
+        _write(study, report(study, context, out), staging)
     return study
 
 
@@ -159,22 +159,22 @@ def _too_little(results: Mapping[str, StageResult], options: StudyOptions) -> st
 def _run(name: str, context: Context, folder: Path) -> StageResult:
     """One stage in a staging folder of its name, which takes the place of the old one when it is done."""
     outer, context.work = context.stage, folder.parent / "work" / name
-    said = told(name, context)
+    estimate = told(name, context)
     with replace_folder(folder.parent) as staging:
         place = staging / name
         place.mkdir()
-        context.stage = lambda part: outer(f"{name}{said.pop() if said else ''}: {part}")
+        context.stage = lambda part: outer(f"{name}{estimate.pop() if estimate else ''}: {part}")
         try:
-            found = Found()
-            with found.attempt(name):
-                found = STAGES[name](context, place)
+            numbers = StageNumbers()
+            with numbers.attempt(name):
+                numbers = STAGES[name](context, place)
         finally:
             context.stage = outer
         if context.options.compact:
             _compact(place)
-        numbers = {key: number.as_dict() for key, number in found.numbers.items()}
-        record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
-        whole = plain({**record, "extras": found.extras, "numbers": numbers})
+        entries = {key: number.as_dict() for key, number in numbers.numbers.items()}
+        record = {"stage": name, "inputs": context.digest(name), "notes": numbers.notes}
+        whole = plain({**record, "extras": numbers.extras, "numbers": entries})
         write_json({**whole, "content": _digest_of(whole)}, place / "stage.json")
     shutil.rmtree(context.work, ignore_errors=True)
     with contextlib.suppress(OSError):  # another stage may have been stopped too
@@ -232,26 +232,21 @@ def _finished(folder: Path, name: str, digest: str) -> StageResult | None:
 
 def _digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 of what a stage found, so that a damaged file is not taken for it."""
-    found = {key: record[key] for key in ("extras", "notes", "numbers")}
-    as_read = json.loads(json.dumps(found))  # keys that are numbers become text
+    content = {key: record[key] for key in ("extras", "notes", "numbers")}
+    as_read = json.loads(json.dumps(content))  # keys that are numbers become text
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
-def _write(study: Study, context: Context, out: Path) -> None:
-    with replace_folder(out) as staging:
-        _write_into(staging, study, report(study, context, out))
-
-
-def _write_into(out: Path, study: Study, text: str) -> None:
+def _write(study: Study, text: str, out: Path) -> None:
     write_json(study.record(), out / "numbers.json")
     write_csv(number_rows(study.numbers), out / "numbers.csv")
     if study.plans:
-        records = [outcome_records(plan, found) for plan, found in study.plans]
+        records = [outcome_records(plan, judged) for plan, judged in study.plans]
         write_json({"format": "persona-circuits/predictions", "version": 1, "plans": records}, out / "predictions.json")
         rows = [
-            {"plan": plan.source, "id": one.id, "outcome": one.outcome, "says": one.says, "why": "; ".join(one.why)}
-            for plan, found in study.plans
-            for one in found
+            {"plan": plan.source, **picked(outcome, "id", "outcome", "says"), "why": "; ".join(outcome.why)}
+            for plan, judged in study.plans
+            for outcome in judged
         ]
         write_csv(rows, out / "predictions.csv")
     write_text(text, out / "report.md")

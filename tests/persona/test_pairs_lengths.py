@@ -476,7 +476,7 @@ def test_neutral_wordings_from_a_file(tmp_path):
 
 
 def test_options_are_checked(words):
-    with pytest.raises(OptionError, match="--align must be one of equal, right, got 'left'"):
+    with pytest.raises(OptionError, match="--align 'left' is not one of equal, right"):
         build(words, align="left")
 
 

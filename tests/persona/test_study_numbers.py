@@ -8,7 +8,7 @@ import pytest
 from persona_circuits.circuit.statistics import Clusters, interval, weighted_mean
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.study import Estimates, Found, Number, number_rows, slug, with_holm
+from persona_circuits.persona.study import Estimates, Number, StageNumbers, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages import permuted
 
 
@@ -98,7 +98,7 @@ def test_holm_is_over_all_that_have_a_p():
 
 
 def test_found_leaves_out_what_is_no_number_and_refuses_two_of_a_name():
-    found = Found()
+    found = StageNumbers()
     for name, value in (("a", None), ("b", float("nan")), ("c", float("inf")), ("d", True), ("e", 2)):
         found.add(name, value, "what", n=3)
     assert list(found.numbers) == ["d", "e"]

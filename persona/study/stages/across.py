@@ -22,8 +22,8 @@ from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_of, margins, replay
-from persona_circuits.persona.study.context import Context
-from persona_circuits.persona.study.numbers import Estimates, Found
+from persona_circuits.persona.study.context import NO_FRAMES, Context, evenly
+from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import across_figure
 
 __all__ = ["run_across"]
@@ -32,16 +32,15 @@ YOU, FRAMES = "you", ("you", "friend", "book", "nobody")
 HALF = 0.5
 LAYERS, SPARSE = 10, 3
 """So many layers are tried on train; every third of them on held-out pairs."""
-SOURCE = "across/across.csv"
 Values = NDArray[np.float64]
 
 
-def run_across(context: Context, folder: Path) -> Found:
+def run_across(context: Context, folder: Path) -> StageNumbers:
     """The shares of D by frame and layer, and those at the layer that train chooses."""
-    found = Found()
+    numbers = StageNumbers("across/across.csv")
     if context.frames is None:
-        found.notes.append("no pairs in frames; give a file of 'vary --frame' with --frames")
-        return found
+        numbers.notes.append(NO_FRAMES)
+        return numbers
     bases = _aligned(context)
     fitted, held_out = context.fitted_and_held_out
     n_layers = context.model.graph.n_layers
@@ -49,24 +48,23 @@ def run_across(context: Context, folder: Path) -> Found:
     with Kept(context.kept("across.state"), search_of(context.digest("across"))) as kept:
         own = _some(context, bases, fitted)
         if min(len(own), len(_some(context, bases, held_out))) < 2:
-            found.notes.append("across: too few pairs have the tokens that differ in one place in all frames")
-            return found
+            numbers.notes.append("across: too few pairs have the tokens that differ in one place in all frames")
+            return numbers
         chosen = _last_half(_moved(context, own, [YOU], layers, kept)[YOU], layers)
         what = "last layer at which the persona's tokens in you bring over half of D, on train"
-        found.add("across.layer", chosen, what, unit="layer", n=len(own), source=SOURCE)
+        numbers.add("across.layer", chosen, what, unit="layer", n=len(own))
         layers = sorted({*layers[::SPARSE], *([] if chosen is None else [chosen])})
         there = _some(context, bases, held_out)
         names = [name for name in FRAMES if name in there[0]]
         values = _moved(context, there, names, layers, kept)
-    _numbers(found, context, [base[YOU] for base in there], values, layers, chosen, folder)
-    return found
+    _numbers(numbers, context, [base[YOU] for base in there], values, layers, chosen, folder)
+    return numbers
 
 
 def _some(context: Context, bases: Sequence[dict[str, Item]], split: str) -> list[dict[str, Item]]:
     """Bases of a split, at most twice ``max_pairs``, evenly taken."""
     own = [base for base in bases if split in ("all", base[YOU].pair.split)]
-    places = np.unique(np.linspace(0, max(0, len(own) - 1), 2 * context.options.max_pairs).round().astype(int))
-    return [own[place] for place in places] if own else []
+    return evenly(own, 2 * context.options.max_pairs)
 
 
 def _last_half(values: Values, layers: Sequence[int]) -> int | None:
@@ -85,7 +83,7 @@ def _aligned(context: Context) -> list[dict[str, Item]]:
     most = max(map(len, bases.values()), default=0)
     whole = [base for base in bases.values() if len(base) == most and YOU in base]
     places = [{_span(row) for row in _rows(context, [*base.values()])} for base in whole]
-    return [base for base, found in zip(whole, places, strict=True) if len(found) == 1]
+    return [base for base, spans in zip(whole, places, strict=True) if len(spans) == 1]
 
 
 def _rows(context: Context, items: Sequence[Item]) -> list[Row]:
@@ -104,7 +102,7 @@ def _moved(
 ) -> dict[str, Values]:
     """By frame ``[pair, 1 + 2 * layer]``: D in ``you``, and of each layer what is moved, by the persona and by none."""
     rows = {name: _rows(context, [base[name] for base in bases]) for name in names}
-    found = {name: np.zeros((len(bases), 1 + 2 * len(layers))) for name in names}
+    moved = {name: np.zeros((len(bases), 1 + 2 * len(layers))) for name in names}
     progress = context.stage("patching the persona of one frame into another")
     groups: dict[tuple[int, ...], list[int]] = {}
     for i in range(len(bases)):
@@ -114,41 +112,41 @@ def _moved(
         same = {name: batches([rows[name][i] for i in at], size, context.model.device)[0] for name in names}
         key = f"{len(names)} {at[0]}"
         for name, values in kept.of(key, partial(_patched, context, same, layers)).items():
-            found[name][at] = values
+            moved[name][at] = values
         progress(done := done + len(at), len(bases))
-    return found
+    return moved
 
 
-def _patched(context: Context, others: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
-    model, batch = context.model, others[YOU]
+def _patched(context: Context, frames: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
+    model, batch = context.model, frames[YOU]
     own = both_of(model, batch, gradients=False)
     whole = torch.sub(*(margins(run.logits, batch) for run in own.runs))
-    found: dict[str, Values] = {}
-    for name, other in others.items():
-        theirs = own if name == YOU else both_of(model, other, gradients=False)
+    by_frame: dict[str, Values] = {}
+    for name, other in frames.items():
+        source = own if name == YOU else both_of(model, other, gradients=False)
         columns = [whole]
         for layer in layers:
-            columns.append(_half(model, own, theirs, layer, exchanged=True))
-            columns.append(_half(model, own, theirs, layer, exchanged=False) if name != YOU else 0 * whole)
-        found[name] = torch.stack(columns, 1).cpu().double().numpy()
-    return found
+            columns.append(_half(model, own, source, layer, exchanged=True))
+            columns.append(_half(model, own, source, layer, exchanged=False) if name != YOU else 0 * whole)
+        by_frame[name] = torch.stack(columns, 1).cpu().double().numpy()
+    return by_frame
 
 
-def _half(model: Model, own: Both, theirs: Both, layer: int, *, exchanged: bool) -> torch.Tensor:
+def _half(model: Model, own: Both, source: Both, layer: int, *, exchanged: bool) -> torch.Tensor:
     """How far the margins of both runs move toward the personas that the streams are of; half of their sum."""
-    others, signs = (theirs.runs[::-1], (-1, 1)) if exchanged else (theirs.runs, (1, -1))
+    others, signs = (source.runs[::-1], (-1, 1)) if exchanged else (source.runs, (1, -1))
     moved = []
     for run, other, sign in zip(own.runs, others, signs, strict=True):
-        mine, its = run.streams[layer], other.streams[layer]
-        its = torch.nn.functional.pad(its, (0, 0, max(0, mine.shape[1] - its.shape[1]), 0))[:, -mine.shape[1] :]
-        stream = torch.where(own.inside[..., None], its, mine)
+        base, patch = run.streams[layer], other.streams[layer]
+        patch = torch.nn.functional.pad(patch, (0, 0, max(0, base.shape[1] - patch.shape[1]), 0))[:, -base.shape[1] :]
+        stream = torch.where(own.inside[..., None], patch, base)
         logits = replay(model, stream, run.context, layer=layer)
         moved.append(sign * (margins(logits, own.batch) - margins(run.logits, own.batch)))
     return torch.stack(moved).sum(0) / 2
 
 
 def _numbers(
-    found: Found,
+    numbers: StageNumbers,
     context: Context,
     items: Sequence[Item],
     values: dict[str, Values],
@@ -166,10 +164,10 @@ def _numbers(
                 if layer == chosen and (key == "share" or name != YOU):
                     persona = "the other persona's tokens" if key == "share" else "the same persona's tokens"
                     text = f"share of D that {persona} of {name} bring into you at that layer"
-                    found.add(f"across.{name}.{key}", what=text, unit="share", source=SOURCE, **ratio)
+                    numbers.add(f"across.{name}.{key}", what=text, unit="share", **ratio)
             if layer == chosen and name != YOU:
                 text = f"what {name} brings over there / what you does"
                 ratio = estimates.ratio(here[:, 1 + 2 * i], values[YOU][:, 1 + 2 * i])
-                found.add(f"across.{name}.of_you", what=text, source=SOURCE, **ratio)
+                numbers.add(f"across.{name}.of_you", what=text, **ratio)
     write_csv(rows, folder / "across.csv")
     write_figures({"across": across_figure(rows)}, folder, page="across.html", title="Frames put into one another")

@@ -1,10 +1,10 @@
-"""Stage ``circuit`` of a study: which edges carry the persona, which the prior, and what that circuit has to stand.
+"""Stage ``circuit`` of a study: which edges carry the persona, which the prior, and how the circuit fares in tests.
 
 .               EAP-IG, threshold, found on train and measured on test; the tests of ``evaluate`` in its file
 smallest/       the smallest circuit by |score| that reaches the target on train
 acdc/           ACDC on what the threshold leaves
 prior/          the circuit of the generic prior, and how it compares with that of the persona
-specificity/    circuits of two domains, of persona and prior, each ablated on every one's pairs
+specificity/    circuits of two domains, of persona and prior, each ablated on the pairs of all
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 
 from persona_circuits.circuit.assessment import EvaluationOptions, Subject, run_tests, with_evaluation
 from persona_circuits.circuit.assessment.comparison import (
+    Comparison,
     Ground,
+    Side,
     compare,
     cross_faithfulness,
     draw_difference,
@@ -35,7 +37,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.study.context import AXES, Context, some_of
-from persona_circuits.persona.study.numbers import Found, slug
+from persona_circuits.persona.study.numbers import StageNumbers, slug
 from persona_circuits.persona.study.stages.circuit_numbers import (
     METRIC,
     comparison_numbers,
@@ -45,35 +47,35 @@ from persona_circuits.persona.study.stages.circuit_numbers import (
     tests_numbers,
 )
 
-__all__ = ["run_circuit", "search"]
+__all__ = ["compared", "run_circuit", "search"]
 
 FEWEST = 4
 """A domain needs so many pairs to search on and to measure on to have a circuit of its own."""
 
 
-def run_circuit(context: Context, folder: Path) -> Found:
+def run_circuit(context: Context, folder: Path) -> StageNumbers:
     """All searches and tests, the main circuit's files in ``folder`` and the others' in folders of their names."""
-    found, options = Found(), context.options
-    with found.attempt("circuit"):
+    numbers, options = StageNumbers(), context.options
+    with numbers.attempt("circuit"):
         how: dict[str, Any] = {"n_random": options.n_random, "threshold": options.threshold}
         main = search(context, context.main_task, folder, **how)
-        discovery_numbers(found, "circuit", main, "circuit/circuit.json")
-        _extras(found, main)
-        with found.attempt("transfer and tests"):
-            _tests(context, found, main, folder)
-        with found.attempt("smallest circuit"):
-            _smallest(context, found, main, folder / "smallest")
-        with found.attempt("ACDC"):
-            _acdc(context, found, main, folder / "acdc")
+        discovery_numbers(numbers, "circuit", main, "circuit/circuit.json")
+        _extras(numbers, main)
+        with numbers.attempt("transfer and tests"):
+            _tests(context, numbers, main, folder)
+        with numbers.attempt("smallest circuit"):
+            _smallest(context, numbers, main, folder / "smallest")
+        with numbers.attempt("ACDC"):
+            _acdc(context, numbers, main, folder / "acdc")
         prior = None
         if context.prior is None:
-            found.notes.append("circuit of the prior: no prior pairs; give a file with --prior-pairs")
+            numbers.notes.append("circuit of the prior: no prior pairs; give a file with --prior-pairs")
         else:
-            with found.attempt("circuit of the prior"):
-                prior = _prior(context, found, main, folder)
-        with found.attempt("specificity"):
-            _specificity(context, found, main, prior, folder / "specificity")
-    return found
+            with numbers.attempt("circuit of the prior"):
+                prior = _prior(context, numbers, main, folder)
+        with numbers.attempt("specificity"):
+            _specificity(context, numbers, main, prior, folder / "specificity")
+    return numbers
 
 
 def search(
@@ -94,8 +96,18 @@ def search(
     return discovery
 
 
+def compared(context: Context, *circuits: tuple[str, Discovery]) -> Comparison:
+    """Two circuits by their names, beside chance."""
+    return _beside_chance(context, *(Side(name, d.circuit, d.scores, None, d.record) for name, d in circuits))
+
+
+def _beside_chance(context: Context, a: Side, b: Side) -> Comparison:
+    n_draws = 20 if context.options.quick else 200
+    return compare(a, b, n_draws=n_draws, seed=context.options.seed, progress=context.stage("chance overlap"))
+
+
 def _few_of(context: Context, task: Task) -> Task:
-    """Held-out pairs of another file, at most ``max_pairs``."""
+    """Held-out pairs, at most ``max_pairs``, or all of them where it is thorough."""
     part = task.of_split(split_of(task, None, "test"))
     return part if context.options.thorough else some_of(part, context.options.max_pairs)
 
@@ -110,20 +122,19 @@ def _few(context: Context, task: Task) -> Task:
     return replace(task, pairs=tuple(pair for part in parts for pair in part))
 
 
-def _extras(found: Found, main: Discovery) -> None:
-    found.extras["nodes"] = main.circuit.src_names()
-    found.extras["strongest_edges"] = strongest_edges(main)
-    found.extras["held_out"] = main.held_out
+def _extras(numbers: StageNumbers, main: Discovery) -> None:
+    numbers.extras["nodes"] = main.circuit.src_names()
+    numbers.extras["strongest_edges"] = strongest_edges(main)
+    numbers.extras["held_out"] = main.held_out
 
 
-def _tests(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+def _tests(context: Context, numbers: StageNumbers, main: Discovery, folder: Path) -> None:
     """Transfer on all held-out pairs, the tests that try many circuits on some of them; into the circuit's file."""
     options, task = context.options, context.main_task
-    chosen = task.of_split(split_of(task, None, "test"))
-    few = chosen if options.thorough else some_of(chosen, options.max_pairs)
+    chosen, few = task.of_split(split_of(task, None, "test")), _few_of(context, task)
     subject = Subject(main.circuit) if options.quick else Subject(main.circuit, main.record, task)
-    numbers: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
-    asked = EvaluationOptions(metric=METRIC, by=(), quick=not options.thorough, **numbers)
+    settings: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
+    asked = EvaluationOptions(metric=METRIC, by=(), quick=not options.thorough, **settings)
     results = run_tests(context.model, few, subject, asked, stage=context.stage)
     results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
     stamp: dict[str, Any] = {
@@ -136,7 +147,7 @@ def _tests(context: Context, found: Found, main: Discovery, folder: Path) -> Non
     report = main.reports[-1]
     record = with_evaluation(main.record, task, report.split, report, results, **stamp)
     write_circuit(record, folder / "circuit.json")
-    tests_numbers(found, results)
+    tests_numbers(numbers, results)
 
 
 def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tuple[Transfer, ...]]:
@@ -157,67 +168,69 @@ def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tupl
     every = transfer_within(context.model, circuit, pairs, names, METRICS[METRIC], **how)
     return {
         axis: tuple(
-            replace(one, name=one.name.removeprefix(f"{axis}=")) for one in every if one.name.startswith(f"{axis}=")
+            replace(part, name=part.name.removeprefix(f"{axis}=")) for part in every if part.name.startswith(f"{axis}=")
         )
         for axis in axes
     }
 
 
-def _smallest(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+def _smallest(context: Context, numbers: StageNumbers, main: Discovery, folder: Path) -> None:
     """The sizes are tried on some of the training pairs with the scores of all; measured on some held-out ones."""
     target = context.options.target
     least = search(context, _few(context, context.main_task), folder, scores=main.scores, target_faithfulness=target)
     name, source = "circuit.smallest", "circuit/smallest/circuit.json"
-    _size_and_faithfulness(found, name, least, source)
+    _size_and_faithfulness(numbers, name, least, source)
     what = f"whether f >= {target:g} on held-out pairs too"
-    found.add(f"{name}.confirmed", least.confirmed, what, source=source)
+    numbers.add(f"{name}.confirmed", least.confirmed, what, source=source)
 
 
-def _acdc(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+def _acdc(context: Context, numbers: StageNumbers, main: Discovery, folder: Path) -> None:
     """ACDC tries every edge that the threshold leaves, on some of the training pairs."""
     share = context.options.threshold
     few = _few(context, context.main_task)
     other = search(context, few, folder, scores=main.scores, prune="eap-acdc", threshold=share)
     name, source = "circuit.acdc", "circuit/acdc/circuit.json"
-    _size_and_faithfulness(found, name, other, source)
+    _size_and_faithfulness(numbers, name, other, source)
     shared, either = (int(op(main.circuit.mask, other.circuit.mask).sum()) for op in (np.logical_and, np.logical_or))
-    found.add(f"{name}.shared", shared, "edges shared with the threshold circuit", n=len(other.circuit), source=source)
+    what = "edges shared with the threshold circuit"
+    numbers.add(f"{name}.shared", shared, what, n=len(other.circuit), source=source)
     jaccard = shared / either if either else None
-    found.add(f"{name}.jaccard", jaccard, "shared edges over all of either", unit="share", source=source)
+    numbers.add(f"{name}.jaccard", jaccard, "shared edges over all of either", unit="share", source=source)
 
 
-def _size_and_faithfulness(found: Found, name: str, discovery: Discovery, source: str) -> None:
+def _size_and_faithfulness(numbers: StageNumbers, name: str, discovery: Discovery, source: str) -> None:
     n_edges = discovery.circuit.graph.n_edges
-    found.add(f"{name}.edges", len(discovery.circuit), "edges", n=n_edges, source=source)
-    found.add(f"{name}.share", len(discovery.circuit) / n_edges, "share of all edges", unit="share", source=source)
+    numbers.add(f"{name}.edges", len(discovery.circuit), "edges", n=n_edges, source=source)
+    numbers.add(f"{name}.share", len(discovery.circuit) / n_edges, "share of all edges", unit="share", source=source)
     for key, report in zip(("train", "test"), discovery.reports, strict=False):
         what = f"faithfulness ({report.split})"
-        faithfulness_of(found, f"{name}.f.{key}", report.circuit, what, report.n_pairs, source)
+        faithfulness_of(numbers, f"{name}.f.{key}", report.circuit, what, report.n_pairs, source)
 
 
-def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Discovery:
+def _prior(context: Context, numbers: StageNumbers, main: Discovery, folder: Path) -> Discovery:
     """The circuit of the prior's pairs, and its comparison with the persona's."""
     assert context.prior is not None
     options, place = context.options, folder / "prior"
     other = search(context, context.prior, place, n_random=options.n_random, threshold=options.threshold)
-    discovery_numbers(found, "circuit.prior", other, "circuit/prior/circuit.json")
+    discovery_numbers(numbers, "circuit.prior", other, "circuit/prior/circuit.json")
     sides = [replace(read_side(path), name=name) for path, name in ((folder, "persona"), (place, "prior"))]
-    n_draws = 20 if options.quick else 200
-    both = compare(sides[0], sides[1], n_draws=n_draws, seed=options.seed, progress=context.stage("chance overlap"))
+    comparison = _beside_chance(context, *sides)
     tasks = (_few(context, context.main_task), _few_of(context, context.prior))
     grounds = [
-        Ground(letter, context.model, task, one.record)
-        for letter, task, one in zip("AB", tasks, (main, other), strict=True)
+        Ground(letter, context.model, task, discovery.record)
+        for letter, task, discovery in zip("AB", tasks, (main, other), strict=True)
     ]
     setting = MeasureOptions(batch_size=options.batch_size, n_random=0, seed=options.seed)
-    both = both.with_cross(cross_faithfulness(sides[0], sides[1], grounds, setting, stage=context.stage))
-    write_json(both.as_dict(), place / "comparison.json")
-    draw_difference(both, place / "difference.png")
-    comparison_numbers(found, both)
+    comparison = comparison.with_cross(cross_faithfulness(sides[0], sides[1], grounds, setting, stage=context.stage))
+    write_json(comparison.as_dict(), place / "comparison.json")
+    draw_difference(comparison, place / "difference.png")
+    comparison_numbers(numbers, comparison)
     return other
 
 
-def _specificity(context: Context, found: Found, main: Discovery, prior: Discovery | None, folder: Path) -> None:
+def _specificity(
+    context: Context, numbers: StageNumbers, main: Discovery, prior: Discovery | None, folder: Path
+) -> None:
     model, task, metric = context.model, context.main_task, METRICS[METRIC]
     circuits: dict[str, tuple[Circuit, Task]] = {}
     for domain in _domains(context, task):
@@ -230,8 +243,7 @@ def _specificity(context: Context, found: Found, main: Discovery, prior: Discove
         circuits |= {"persona": (main.circuit, task), "prior": (prior.circuit, context.prior)}
     contrasts, clusters = {}, {}
     for name, (circuit, source) in circuits.items():
-        part = source.of_split(split_of(source, None, "test"))
-        part = part if context.options.thorough else some_of(part, context.options.max_pairs)
+        part = _few_of(context, source)
         contrasts[name] = (circuit, pairs_of(model, part, metric, batch_size=context.options.batch_size), metric)
         clusters[name] = Clusters.of(part.pairs)
     if len(contrasts) < 2:
@@ -240,7 +252,7 @@ def _specificity(context: Context, found: Found, main: Discovery, prior: Discove
     results = specificity(model, contrasts, clusters=clusters, seed=context.options.seed)
     folder.mkdir(exist_ok=True)
     write_specificity(results, folder)
-    specificity_numbers(found, results)
+    specificity_numbers(numbers, results)
 
 
 def _domains(context: Context, task: Task) -> list[str]:

@@ -11,7 +11,7 @@ from persona_circuits.circuit.assessment import CircuitTests
 from persona_circuits.circuit.assessment.comparison import Comparison
 from persona_circuits.circuit.discovery import Discovery
 from persona_circuits.circuit.evaluation import Specificity
-from persona_circuits.persona.study.numbers import Found, slug
+from persona_circuits.persona.study.numbers import StageNumbers, slug
 
 __all__ = [
     "METRIC",
@@ -25,96 +25,99 @@ __all__ = [
 METRIC = "persona-divergence"
 
 
-def discovery_numbers(found: Found, name: str, discovery: Discovery, source: str) -> None:
+def discovery_numbers(numbers: StageNumbers, name: str, discovery: Discovery, source: str) -> None:
     """Size and faithfulness of one search under ``name``."""
     circuit, graph = discovery.circuit, discovery.circuit.graph
     about = {"source": source}
     n = discovery.record["task"]["n_pairs"]
-    found.add(f"{name}.divergence", discovery.divergence, "D on the pairs searched on", unit="logits", n=n, **about)
-    found.add(f"{name}.edges", len(circuit), "edges", n=graph.n_edges, **about)
-    found.add(f"{name}.edges_share", len(circuit) / graph.n_edges, "share of all edges", unit="share", **about)
+    numbers.add(f"{name}.divergence", discovery.divergence, "D on the pairs searched on", unit="logits", n=n, **about)
+    numbers.add(f"{name}.edges", len(circuit), "edges", n=graph.n_edges, **about)
+    numbers.add(f"{name}.edges_share", len(circuit) / graph.n_edges, "share of all edges", unit="share", **about)
     nodes = circuit.nodes()
-    found.add(f"{name}.nodes", len(nodes), "nodes", n=graph.n_src + 1, **about)
+    numbers.add(f"{name}.nodes", len(nodes), "nodes", n=graph.n_src + 1, **about)
     for kind, key in (("head", "heads"), ("mlp", "mlps")):
-        found.add(f"{name}.{key}", sum(node.kind == kind for node in nodes), f"nodes that are {key}", **about)
+        numbers.add(f"{name}.{key}", sum(node.kind == kind for node in nodes), f"nodes that are {key}", **about)
     first, last = discovery.reports[0], discovery.reports[-1]
-    faithfulness_of(found, f"{name}.f.train", first.circuit, f"faithfulness ({first.split})", first.n_pairs, source)
+    faithfulness_of(numbers, f"{name}.f.train", first.circuit, f"faithfulness ({first.split})", first.n_pairs, source)
     if not discovery.held_out:
-        found.notes.append(f"{name}: measured on pairs that it was found on; name splits train and test in the file")
+        numbers.notes.append(f"{name}: measured on pairs that it was found on; name splits train and test in the file")
         return
-    faithfulness_of(found, f"{name}.f.test", last.circuit, f"faithfulness ({last.split})", last.n_pairs, source)
+    faithfulness_of(numbers, f"{name}.f.test", last.circuit, f"faithfulness ({last.split})", last.n_pairs, source)
     what = "faithfulness of all other edges"
-    faithfulness_of(found, f"{name}.f.complement", last.complement, what, last.n_pairs, source)
+    faithfulness_of(numbers, f"{name}.f.complement", last.complement, what, last.n_pairs, source)
     n = len(last.random)
-    found.add(f"{name}.f.random", last.random_mean, "mean over matched random circuits", unit="share", n=n, **about)
+    numbers.add(f"{name}.f.random", last.random_mean, "mean over matched random circuits", unit="share", n=n, **about)
     gap = {"estimate": last.random_gap_interval, "unit": "share", "n": last.n_pairs, "source": source}
-    found.add(f"{name}.f.above_random", last.random_gap, "faithfulness minus that of random circuits", **gap)
+    numbers.add(f"{name}.f.above_random", last.random_gap, "faithfulness minus that of random circuits", **gap)
 
 
-def tests_numbers(found: Found, results: CircuitTests) -> None:
+def tests_numbers(numbers: StageNumbers, results: CircuitTests) -> None:
     """Hypothesis tests one by one, completeness, and transfer by axis."""
     assert results.tests is not None, "a study has all the time that it needs"
     source, n = "circuit/circuit.json", results.tests.n_pairs
-    decided = [one.decision for one in results.tests.outcomes]
-    for one in results.tests.outcomes:
-        name = f"circuit.test.{slug(one.name).replace('partial_', '')}"
-        found.add(name, one.statistic, f"statistic of {one.name}: {one.decision}", p=one.p, n=n, source=source)
-        if one.decision in ("passed", "failed"):
-            found.add(f"{name}.passed", one.decision == "passed", one.sentence, p=one.p, n=n, source=source)
+    decided = [outcome.decision for outcome in results.tests.outcomes]
+    for outcome in results.tests.outcomes:
+        name = f"circuit.test.{slug(outcome.name).replace('partial_', '')}"
+        about = {"p": outcome.p, "n": n, "source": source}
+        numbers.add(name, outcome.statistic, f"statistic of {outcome.name}: {outcome.decision}", **about)
+        if outcome.decision in ("passed", "failed"):
+            numbers.add(f"{name}.passed", outcome.decision == "passed", outcome.sentence, **about)
     for key in ("passed", "failed"):
-        found.add(f"circuit.test.{key}", decided.count(key), f"hypothesis tests {key}", n=len(decided), source=source)
+        numbers.add(f"circuit.test.{key}", decided.count(key), f"hypothesis tests {key}", n=len(decided), source=source)
     edges = results.tests.edges
     if edges:
         share = float(np.mean([edge.superfluous for edge in edges]))
         about = {"unit": "share", "n": len(edges), "source": source}
-        found.add("circuit.test.superfluous", share, "share of tested edges that are superfluous", **about)
-    _completeness(found, results, source)
-    _stability(found, results, source)
-    _transfer(found, results, source)
+        numbers.add("circuit.test.superfluous", share, "share of tested edges that are superfluous", **about)
+    _completeness(numbers, results, source)
+    _stability(numbers, results, source)
+    _transfer(numbers, results, source)
 
 
-def comparison_numbers(found: Found, both: Comparison) -> None:
+def comparison_numbers(numbers: StageNumbers, comparison: Comparison) -> None:
     """The circuit of D (A) and that of b (B): overlap against chance, scores, signs, each on the other's pairs."""
     source = "circuit/prior/comparison.json"
-    for prefix, overlap in (("", both.edges), ("nodes_", both.nodes)):
+    for prefix, overlap in (("", comparison.edges), ("nodes_", comparison.nodes)):
         what = "nodes" if prefix else "edges"
         name = f"circuit.prior.{prefix}"
-        found.add(f"{name}jaccard", overlap.jaccard, f"shared {what} over all of either", unit="share", source=source)
-        found.add(f"{name}shared", overlap.shared, f"shared {what}", n=min(overlap.a, overlap.b), source=source)
+        numbers.add(f"{name}jaccard", overlap.jaccard, f"shared {what} over all of either", unit="share", source=source)
+        numbers.add(f"{name}shared", overlap.shared, f"shared {what}", n=min(overlap.a, overlap.b), source=source)
         for key in ("random", "exchanged"):
             chance = getattr(overlap, key)
             if chance is not None:
                 about = {"n": chance.n, "p": chance.p, "source": source}
-                found.add(f"{name}shared_{key}", chance.mean, f"shared {what} by chance ({key}); p of as many", **about)
-    for one in both.correlations:
-        if one.over == "union":
-            for key, value, null in (("", one.signed, one.null_signed), ("_abs", one.absolute, one.null_absolute)):
-                about = {"n": one.n, "p": None if null is None else null.p, "source": source}
-                what = f"rank correlation of {'|score|' if key else 'scores'} over {one.over}"
-                found.add(f"circuit.prior.correlation{key}", value, what, **about)
-    _signs(found, both, source)
+                text = f"shared {what} by chance ({key}); p of as many"
+                numbers.add(f"{name}shared_{key}", chance.mean, text, **about)
+    for ranks in comparison.correlations:
+        if ranks.over == "union":
+            kinds = (("", ranks.signed, ranks.null_signed), ("_abs", ranks.absolute, ranks.null_absolute))
+            for key, value, null in kinds:
+                about = {"n": ranks.n, "p": None if null is None else null.p, "source": source}
+                what = f"rank correlation of {'|score|' if key else 'scores'} over {ranks.over}"
+                numbers.add(f"circuit.prior.correlation{key}", value, what, **about)
+    _signs(numbers, comparison, source)
     names = {"A": "persona", "B": "prior", "shared": "shared"}
-    for cell in both.cross:
+    for cell in comparison.cross:
         what = f"faithfulness of the circuit {names[cell.circuit]} on held-out pairs of {names[cell.pairs]}"
         name = f"circuit.prior.f.{names[cell.circuit]}_on_{names[cell.pairs]}"
-        faithfulness_of(found, name, cell.report.circuit, what, cell.report.n_pairs, source)
+        faithfulness_of(numbers, name, cell.report.circuit, what, cell.report.n_pairs, source)
 
 
-def specificity_numbers(found: Found, results: Specificity) -> None:
+def specificity_numbers(numbers: StageNumbers, results: Specificity) -> None:
     """What is left of each contrast when each circuit is ablated."""
     for cell in results.cells:
         about = {"estimate": cell.interval, "unit": "share", "source": "circuit/specificity/specificity.json"}
         what = f"left of {cell.contrast} when the circuit of {cell.circuit} is ablated"
-        found.add(f"circuit.specificity.{slug(cell.circuit)}.on_{slug(cell.contrast)}", cell.left, what, **about)
-    found.notes += [f"specificity: {text}" for text in results.findings]
+        numbers.add(f"circuit.specificity.{slug(cell.circuit)}.on_{slug(cell.contrast)}", cell.left, what, **about)
+    numbers.notes += [f"specificity: {text}" for text in results.findings]
 
 
-def faithfulness_of(found: Found, name: str, part: Any, what: str, n: int, source: str) -> None:
+def faithfulness_of(numbers: StageNumbers, name: str, part: Any, what: str, n: int, source: str) -> None:
     about = {"estimate": part.interval, "unit": "share", "n": n, "source": source}
-    found.add(name, part.ratio_of_means, what, **about)
+    numbers.add(name, part.ratio_of_means, what, **about)
 
 
-def _completeness(found: Found, results: CircuitTests, source: str) -> None:
+def _completeness(numbers: StageNumbers, results: CircuitTests, source: str) -> None:
     report = results.completeness
     assert report is not None, "a study has all the time that it needs"
     named: Mapping[str, tuple[Any, str]] = {
@@ -127,51 +130,52 @@ def _completeness(found: Found, results: CircuitTests, source: str) -> None:
     for key, (share, what) in named.items():
         if share is not None:
             about = {"estimate": share.interval, "unit": "share", "n": report.n_pairs, "source": source}
-            found.add(f"circuit.complete.{key}", share.value, what, **about)
-    taking = {one.node for one in report.backup.nodes if one.takes_over}
+            numbers.add(f"circuit.complete.{key}", share.value, what, **about)
+    taking = {backup.node for backup in report.backup.nodes if backup.takes_over}
     if report.backup.parts:
-        found.add("circuit.complete.backup", len(taking), "nodes outside that take over", source=source)
+        numbers.add("circuit.complete.backup", len(taking), "nodes outside that take over", source=source)
 
 
-def _stability(found: Found, results: CircuitTests, source: str) -> None:
+def _stability(numbers: StageNumbers, results: CircuitTests, source: str) -> None:
     """Would other pairs have given another circuit: of the search's pairs, resampled."""
     report = results.searched.report
     if report is None:
-        found.notes.append(f"stability: {results.searched.reason}")
+        numbers.notes.append(f"stability: {results.searched.reason}")
         return
     about = {"unit": "share", "n": report.n_pairs, "source": source}
     what = f"edges that two resamples of {report.by} share, over those that either has"
-    found.add("circuit.stability.jaccard", report.jaccard, what, **about)
+    numbers.add("circuit.stability.jaccard", report.jaccard, what, **about)
     if len(report.circuit):
         share = len(report.core) / len(report.circuit)
-        found.add("circuit.stability.core", share, "edges selected in at least 90 % of the resamples", **about)
-    found.notes += [f"stability: {note}" for note in report.notes]
+        numbers.add("circuit.stability.core", share, "edges selected in at least 90 % of the resamples", **about)
+    numbers.notes += [f"stability: {note}" for note in report.notes]
 
 
-def _transfer(found: Found, results: CircuitTests, source: str) -> None:
+def _transfer(numbers: StageNumbers, results: CircuitTests, source: str) -> None:
     parts = [(axis, part) for axis, parts in results.transfer.items() for part in parts]
     for axis, part in parts:
         name = f"circuit.transfer.{slug(axis)}.{slug(part.name)}"
         about = {"unit": "share", "n": part.n_pairs, "source": source}
         what = f"faithfulness on pairs with {axis} {part.name}"
-        found.add(name, part.faithfulness, what, estimate=part.interval, **about)
+        numbers.add(name, part.faithfulness, what, estimate=part.interval, **about)
         best = max(part.outside, default=None)
-        found.add(f"{name}.outside", best, "the best circuit of edges outside, on the same pairs", **about)
-        found.add(f"{name}.holds", part.holds, "at least half, and above all circuits outside", source=source)
+        numbers.add(f"{name}.outside", best, "the best circuit of edges outside, on the same pairs", **about)
+        numbers.add(f"{name}.holds", part.holds, "at least half, and above all circuits outside", source=source)
     defined = [part for _, part in parts if part.holds is not None]
     if defined:
         held = sum(bool(part.holds) for part in defined)
-        found.add("circuit.transfer.holds", held, "parts to which the circuit transfers", n=len(defined), source=source)
-        found.add("circuit.transfer.n", len(defined), "parts on which transfer is defined", source=source)
+        what = "parts to which the circuit transfers"
+        numbers.add("circuit.transfer.holds", held, what, n=len(defined), source=source)
+        numbers.add("circuit.transfer.n", len(defined), "parts on which transfer is defined", source=source)
 
 
-def _signs(found: Found, both: Comparison, source: str) -> None:
+def _signs(numbers: StageNumbers, comparison: Comparison, source: str) -> None:
     """Opposite signs among the edges of both circuits."""
-    shared = [one for one in both.signs if "both" in one.over or "shared" in one.over]
-    for one in shared[:1]:
-        if one.n:
-            about = {"unit": "share", "n": one.n, "source": source}
-            what = f"opposite signs over {one.over}; p of at least as many"
-            found.add("circuit.prior.opposite", one.opposite / one.n, what, p=one.p_more, **about)
-            expected = None if one.expected is None else one.expected / one.n
-            found.add("circuit.prior.opposite_expected", expected, "by chance", **about)
+    shared = [signs for signs in comparison.signs if "both" in signs.over or "shared" in signs.over]
+    for signs in shared[:1]:
+        if signs.n:
+            about = {"unit": "share", "n": signs.n, "source": source}
+            what = f"opposite signs over {signs.over}; p of at least as many"
+            numbers.add("circuit.prior.opposite", signs.opposite / signs.n, what, p=signs.p_more, **about)
+            expected = None if signs.expected is None else signs.expected / signs.n
+            numbers.add("circuit.prior.opposite_expected", expected, "by chance", **about)

@@ -30,19 +30,20 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from persona_circuits.circuit.figures import write_csv
+from persona_circuits.circuit.figures import write_csv, write_figures
 from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure
 from persona_circuits.persona.data import ItemFile
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation import Explained, ExplainOptions, explain, write_explanation
 from persona_circuits.persona.study.context import Context, axes_of
-from persona_circuits.persona.study.numbers import Estimates, Found, number_rows, slug, with_holm
+from persona_circuits.persona.study.numbers import Estimates, StageNumbers, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
+from persona_circuits.persona.study.stages.figures import level_figure
 
 __all__ = ["permuted", "run_contrasts", "shared_p"]
 
-SOURCE, VARIANTS = "contrasts/contrasts.csv", "contrasts/variants/pairs.csv"
+VARIANTS = "contrasts/variants/pairs.csv"
 COMPARED = ("divergence", "collapse", "agree", "prior_abs")
 SPREAD = ("divergence", "collapse", "prior_abs")
 ORDERS = (("strong", "mild"), ("high", "low"), ("late", "early"))
@@ -51,65 +52,65 @@ MIXED = 0.5
 WITHIN = "pairs of a question"
 GAIN = ("required_gain", "median required gain")
 PAIRED: Mapping[str, tuple[Callable[[Explained], float | None], str, str]] = {
-    "divergence": (lambda one: one.measure.divergence, "mean D", "logits"),
-    "collapse": (lambda one: float(one.measure.collapses), "share of pairs with one most likely answer", "share"),
-    "access": (lambda one: one.numbers.access, "mean access d ln|D| / dc", ""),
-    "signal_persona": (lambda one: one.numbers.signal_persona, "mean signal at the persona", ""),
-    "signal_answer": (lambda one: one.numbers.signal_answer, "mean signal at the answer", ""),
+    "divergence": (lambda row: row.measure.divergence, "mean D", "logits"),
+    "collapse": (lambda row: float(row.measure.collapses), "share of pairs with one most likely answer", "share"),
+    "access": (lambda row: row.numbers.access, "mean access d ln|D| / dc", ""),
+    "signal_persona": (lambda row: row.numbers.signal_persona, "mean signal at the persona", ""),
+    "signal_answer": (lambda row: row.numbers.signal_answer, "mean signal at the answer", ""),
 }
 Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 
-def run_contrasts(context: Context, folder: Path) -> Found:
+def run_contrasts(context: Context, folder: Path) -> StageNumbers:
     """All levels of all axes, differences, and the variants where a file of them is given; ``contrasts.csv``."""
-    found = Found()
-    main = [one for one in context.measures if one.item.control == "none"]
-    axes = axes_of([one.item for one in main])
+    numbers = StageNumbers("contrasts/contrasts.csv")
+    main = [m for m in context.measures if m.item.control == "none"]
+    axes = axes_of([m.item for m in main])
     if context.bias is not None:
-        found.notes.append(context.bias.note)
+        numbers.notes.append(context.bias.note)
     if not axes:
-        found.notes.append(f"{context.pairs.source} has no axis on which its pairs differ; nothing to contrast")
+        numbers.notes.append(f"{context.pairs.source} has no axis on which its pairs differ; nothing to contrast")
     for axis, values in axes.items():
-        axis_numbers(found, axis, values, main, context.draws)
+        axis_numbers(numbers, axis, values, main, context.draws)
     if context.variants is None:
-        found.notes.append("no file of variants; give one with --variants")
+        numbers.notes.append("no file of variants; give one with --variants")
     else:
-        with found.attempt("variants"):
-            _variants(context, context.variants, found, folder)
-    found.numbers = with_holm(found.numbers)
-    found.add("contrasts.n_tests", sum(one.p is not None for one in found.numbers.values()), "tests that Holm's "
-              "correction is over")  # fmt: skip
-    write_csv(number_rows(found.numbers), folder / "contrasts.csv")
-    _figure(found, folder)
-    return found
+        with numbers.attempt("variants"):
+            _variants(context, context.variants, numbers, folder)
+    numbers.numbers = with_holm(numbers.numbers)
+    n_tests = sum(number.p is not None for number in numbers.numbers.values())
+    numbers.add("contrasts.n_tests", n_tests, "tests that Holm's correction is over", source="")
+    write_csv(number_rows(numbers.numbers), folder / "contrasts.csv")
+    _figure(numbers, folder)
+    return numbers
 
 
 def axis_numbers(
-    found: Found, axis: str, values: Sequence[str], measures: Sequence[PairMeasure], draws: Mapping[str, int]
+    numbers: StageNumbers, axis: str, values: Sequence[str], measures: Sequence[PairMeasure], draws: Mapping[str, int]
 ) -> None:
     """Every level of an axis by itself, and levels against each other."""
-    levels = np.array([one.item.axes.get(axis, "") for one in measures])
+    levels = np.array([m.item.axes.get(axis, "") for m in measures])
     for value in values:
-        here = [one for one, level in zip(measures, levels, strict=True) if level == value]
-        _level(found, f"contrasts.{slug(axis)}.{slug(value)}", here, draws)
+        here = [m for m, level in zip(measures, levels, strict=True) if level == value]
+        _level(numbers, f"contrasts.{slug(axis)}.{slug(value)}", here, draws)
     for first, second in _comparisons(axis, values):
-        pairs = [one for one, level in zip(measures, levels, strict=True) if level in (first, second)]
-        _difference(found, axis, first, second, pairs, draws)
+        pairs = [m for m, level in zip(measures, levels, strict=True) if level in (first, second)]
+        _difference(numbers, axis, first, second, pairs, draws)
     if len(values) > 2:
-        _spread(found, axis, [one for one, level in zip(measures, levels, strict=True) if level], draws)
+        _spread(numbers, axis, [m for m, level in zip(measures, levels, strict=True) if level], draws)
 
 
-def variant_numbers(found: Found, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
+def variant_numbers(numbers: StageNumbers, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
     """Every variant against ``identity`` of the same ``base``; rows without a partner are left out."""
-    identity = {one.label("base"): one for one in rows if one.label("variant") == IDENTITY}
-    names = [name for name in dict.fromkeys(one.label("variant") for one in rows) if name]
+    identity = {row.label("base"): row for row in rows if row.label("variant") == IDENTITY}
+    names = [name for name in dict.fromkeys(row.label("variant") for row in rows) if name]
     for name in names:
-        own = [one for one in rows if one.label("variant") == name and one.label("base") in identity]
+        own = [row for row in rows if row.label("variant") == name and row.label("base") in identity]
         if own:
-            _variant(found, name, own, [identity[one.label("base")] for one in own], draws)
-    lost = sum(one.label("variant") in names and one.label("base") not in identity for one in rows)
+            _variant(numbers, name, own, [identity[row.label("base")] for row in own], draws)
+    lost = sum(row.label("variant") in names and row.label("base") not in identity for row in rows)
     if lost:
-        found.notes.append(f"variants: {lost} rows have no variant {IDENTITY!r} of the same 'base' and are left out")
+        numbers.notes.append(f"variants: {lost} rows have no variant {IDENTITY!r} of the same 'base' and are left out")
 
 
 def permuted(
@@ -141,12 +142,12 @@ def shared_p(values: Float[np.ndarray, " pair"], codes: NDArray[np.int64], items
     if clusters.by == "pairs":
         return 0.0
     _, within, what = _exchangeable(codes, items)
-    found, levels = [], np.unique(codes)
+    p_values, levels = [], np.unique(codes)
     for level in levels[1:] if len(levels) == 2 else levels:
         asked = clusters.between(codes == level, within if what == WITHIN else None)
         size, influence = asked.coefficient(values)
-        found.append(asked.p_value(abs(size), influence))
-    return min(1.0, min(found) * len(found))
+        p_values.append(asked.p_value(abs(size), influence))
+    return min(1.0, min(p_values) * len(p_values))
 
 
 def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
@@ -156,10 +157,10 @@ def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDAr
         ("questions", [item.question for item in items]),
     ):
         clusters, n = cluster_codes(names)
-        if n < len(items) and all(len(set(codes[clusters == one])) == 1 for one in range(n)):
+        if n < len(items) and all(len(set(codes[clusters == i])) == 1 for i in range(n)):
             return clusters, np.zeros(n, dtype=np.int64), what
     asked, n = cluster_codes([item.question for item in items])
-    is_mixed = np.array([len(set(codes[asked == one])) > 1 for one in range(n)])[asked]
+    is_mixed = np.array([len(set(codes[asked == i])) > 1 for i in range(n)])[asked]
     if is_mixed.mean() >= MIXED:
         return np.arange(len(items)), asked, WITHIN
     groups, n = cluster_codes([f"{question} {code}" for question, code in zip(asked, codes, strict=True)])
@@ -174,30 +175,30 @@ def _comparisons(axis: str, values: Sequence[str]) -> list[tuple[str, str]]:
     return []
 
 
-def _level(found: Found, name: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
-    estimates = Estimates([one.item for one in measures], **draws)
-    found.add(f"{name}.n", len(measures), "pairs", source=SOURCE)
+def _level(numbers: StageNumbers, name: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
+    estimates = Estimates([m.item for m in measures], **draws)
+    numbers.add(f"{name}.n", len(measures), "pairs")
     for key in COMPARED:
         _, what, unit = MEASURES[key]
-        about: dict[str, Any] = {"what": what, "unit": unit, "source": SOURCE}
-        found.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
+        about: dict[str, Any] = {"what": what, "unit": unit}
+        numbers.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
     key, what = GAIN
-    gains = [one.required_gain for one in measures]
-    found.add(f"{name}.{key}", what=what, source=SOURCE, **estimates.median(gains))
+    gains = [m.required_gain for m in measures]
+    numbers.add(f"{name}.{key}", what=what, **estimates.median(gains))
 
 
 def _difference(
-    found: Found, axis: str, first: str, second: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]
+    numbers: StageNumbers, axis: str, first: str, second: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]
 ) -> None:
-    items = [one.item for one in measures]
+    items = [m.item for m in measures]
     estimates = Estimates(items, **draws)
     is_first = np.array([item.axes.get(axis) == first for item in items])
     codes = is_first.astype(np.int64)
     name = f"contrasts.{slug(axis)}.{slug(first)}_minus_{slug(second)}"
     for key in (*COMPARED, GAIN[0]):
         is_gain = key == GAIN[0]
-        value = (lambda one: one.required_gain) if is_gain else MEASURES[key][0]
-        values = np.array([value(one) for one in measures])
+        value = (lambda m: m.required_gain) if is_gain else MEASURES[key][0]
+        values = np.array([value(m) for m in measures])
         gap = estimates.median_difference(values, is_first) if is_gain else estimates.difference(values, is_first)
         p, shuffled = permuted(_gap(values, medians=is_gain), codes, items, **draws)
         ranked = (values > np.median(values)).astype(np.float64) if is_gain else values
@@ -205,7 +206,7 @@ def _difference(
         text = GAIN[1] if is_gain else MEASURES[key][1]
         what = f"{text}: {first} minus {second}; p: levels of {shuffled} shuffled"
         unit = "" if is_gain else MEASURES[key][2]
-        found.add(f"{name}.{key}", what=what, unit=unit, p=p, source=SOURCE, **gap)
+        numbers.add(f"{name}.{key}", what=what, unit=unit, p=p, **gap)
 
 
 def _gap(values: Float[np.ndarray, " pair"], *, medians: bool) -> Statistic:
@@ -222,12 +223,12 @@ def _gap(values: Float[np.ndarray, " pair"], *, medians: bool) -> Statistic:
     return statistic
 
 
-def _spread(found: Found, axis: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
-    items = [one.item for one in measures]
+def _spread(numbers: StageNumbers, axis: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
+    items = [m.item for m in measures]
     codes, n = cluster_codes([item.axes[axis] for item in items])
     for key in SPREAD:
         value, what, unit = MEASURES[key]
-        values = np.array([value(one) for one in measures])
+        values = np.array([value(m) for m in measures])
 
         def statistic(shuffled: NDArray[np.int64], values: NDArray[np.float64] = values) -> NDArray[np.float64]:
             is_level = [shuffled == level for level in range(n)]
@@ -236,21 +237,21 @@ def _spread(found: Found, axis: str, measures: Sequence[PairMeasure], draws: Map
         p, units = permuted(statistic, codes, items, **draws)
         p = max(p, shared_p(values, codes, items))
         text = f"{what}: standard deviation over the {n} levels of {axis}; p: levels of {units} shuffled"
-        about = {"unit": unit, "n": len(items), "p": p, "source": SOURCE}
-        found.add(f"contrasts.{slug(axis)}.spread.{key}", float(statistic(codes[None])[0]), text, **about)
+        about = {"unit": unit, "n": len(items), "p": p}
+        numbers.add(f"contrasts.{slug(axis)}.spread.{key}", float(statistic(codes[None])[0]), text, **about)
 
 
-def _variants(context: Context, file: ItemFile, found: Found, folder: Path) -> None:
+def _variants(context: Context, file: ItemFile, numbers: StageNumbers, folder: Path) -> None:
     options = context.options
     how = ExplainOptions(("variant",), "all", options.batch_size, options.n_resamples, False, options.seed)
     study = explain(context.model, file, controls=_paraphrases(context.controls), options=how, stage=context.stage)
     (folder / "variants").mkdir()
     write_explanation(study, folder / "variants")
-    variant_numbers(found, study.pairs, context.draws)
+    variant_numbers(numbers, study.pairs, context.draws)
 
 
 def _paraphrases(file: ItemFile | None) -> ItemFile | None:
-    """What sigma_0 is made of; None without any."""
+    """The paraphrases, from which sigma_0 follows; None without any."""
     if file is None:
         return None
     kept = tuple(item for item in file.items if item.control == PARAPHRASE)
@@ -258,42 +259,39 @@ def _paraphrases(file: ItemFile | None) -> ItemFile | None:
 
 
 def _variant(
-    found: Found, name: str, own: Sequence[Explained], partners: Sequence[Explained], draws: Mapping[str, int]
+    numbers: StageNumbers, name: str, own: Sequence[Explained], partners: Sequence[Explained], draws: Mapping[str, int]
 ) -> None:
-    estimates = Estimates([one.item for one in own], **draws)
+    estimates = Estimates([row.item for row in own], **draws)
     place = f"variants.{slug(name)}"
-    found.add(f"{place}.n", len(own), "pairs with a partner", source=VARIANTS)
-    mass = [one.numbers.mass for one in own]
-    found.add(f"{place}.mass", what="mean candidate mass", unit="share", source=VARIANTS, **estimates.share(mass))
+    numbers.add(f"{place}.n", len(own), "pairs with a partner", source=VARIANTS)
+    mass = [row.numbers.mass for row in own]
+    numbers.add(f"{place}.mass", what="mean candidate mass", unit="share", source=VARIANTS, **estimates.share(mass))
     for key, (value, what, unit) in PAIRED.items():
-        here, there = (np.array([np.nan if (x := value(one)) is None else x for one in rows], dtype=np.float64)
+        here, there = (np.array([np.nan if (x := value(row)) is None else x for row in rows], dtype=np.float64)
                        for rows in (own, partners))  # fmt: skip
         about: dict[str, Any] = {"unit": unit, "source": VARIANTS}
         mean = estimates.share(here) if unit == "share" else estimates.mean(here)
-        found.add(f"{place}.{key}", what=what, **about, **mean)
+        numbers.add(f"{place}.{key}", what=what, **about, **mean)
         if name == IDENTITY:
             continue
         p = estimates.flips(here - there)
         text = f"{what}: {name} minus {IDENTITY}, paired; p: sign flips"
-        found.add(f"{place}.{key}_difference", what=text, p=p, **about, **estimates.mean(here - there))
+        numbers.add(f"{place}.{key}_difference", what=text, p=p, **about, **estimates.mean(here - there))
         if key == "divergence":
             text = f"mean D of {name} / mean D of {IDENTITY}"
-            found.add(f"{place}.divergence_ratio", what=text, source=VARIANTS, **estimates.ratio(here, there))
+            numbers.add(f"{place}.divergence_ratio", what=text, source=VARIANTS, **estimates.ratio(here, there))
 
 
-def _figure(found: Found, folder: Path) -> None:
+def _figure(numbers: StageNumbers, folder: Path) -> None:
     """Mean D and collapse of every level and variant with their intervals."""
-    from persona_circuits.circuit.figures import write_figures
-    from persona_circuits.persona.study.stages.figures import level_figure
-
     figures = {}
     for key, title in (("divergence", "Mean D by level"), ("collapse", "Collapse rate by level")):
         rows = {
-            name.removeprefix("contrasts.").removesuffix(f".{key}"): one
-            for name, one in found.numbers.items()
+            name.removeprefix("contrasts.").removesuffix(f".{key}"): number
+            for name, number in numbers.numbers.items()
             if name.endswith(f".{key}") and "_minus_" not in name and ".spread." not in name
         }
         if rows:
             figures[f"levels-{key}"] = level_figure(rows, title)
     if figures:
-        write_figures(figures, folder, page="contrasts.html", title="Contrasts", notes=found.notes)
+        write_figures(figures, folder, page="contrasts.html", title="Contrasts", notes=numbers.notes)

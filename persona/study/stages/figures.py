@@ -14,8 +14,8 @@ __all__ = ["across_figure", "level_figure", "write_levels"]
 
 def level_figure(numbers: Mapping[str, Number], title: str) -> Chart:
     """A point per number, with its interval where it has one, in their order."""
-    names = [f"{name} ({one.n})" if one.n is not None else name for name, one in numbers.items()]
-    values, low, high = ([getattr(one, end) for one in numbers.values()] for end in ("value", "low", "high"))
+    names = [f"{name} ({number.n})" if number.n is not None else name for name, number in numbers.items()]
+    values, low, high = ([getattr(number, end) for number in numbers.values()] for end in ("value", "low", "high"))
     unit = next(iter(numbers.values())).unit
     points = Points("", values, names, low, high)
     return bar_chart([points], title=title, x=unit, y="level (pairs)", across=True)

@@ -27,9 +27,9 @@ from persona_circuits.circuit.task import Task, encode
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_rows, measure_pairs
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation.runs import Both, behind, both_runs, margins, replay
-from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
-from persona_circuits.persona.study.numbers import Estimates, Found
+from persona_circuits.persona.explanation.runs import Both, both_runs, margins, prefix_of, replay
+from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context, evenly
+from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import write_levels
 
 __all__ = ["run_prior"]
@@ -48,28 +48,27 @@ SHOWN = {
     "without random directions": "prior.direction.random.collapse",
     "without other questions' directions": "prior.direction.other.collapse",
 }
-SOURCE = "prior/pairs.csv"
 Values = NDArray[np.float64]
 
 
-def run_prior(context: Context, folder: Path) -> Found:
+def run_prior(context: Context, folder: Path) -> StageNumbers:
     """Both interventions on rows of which there are other wordings."""
-    found = Found()
+    numbers = StageNumbers("prior/pairs.csv")
     if context.wordings is None:
-        found.notes.append(NO_WORDINGS)
-        return found
+        numbers.notes.append(NO_WORDINGS)
+        return numbers
     defaults = _Defaults(context)
     rows = _chosen(context, defaults)
     if len(rows) < 2:
-        found.notes.append(f"prior: {len(rows)} rows have a neutral prompt in other wordings of their question")
-        return found
-    table = _bias(found, context, defaults, rows)
-    table |= _direction(found, context, defaults, rows)
-    names = [one.item.pair.id for one, _ in rows]
+        numbers.notes.append(f"prior: {len(rows)} rows have a neutral prompt in other wordings of their question")
+        return numbers
+    table = _bias(numbers, context, defaults, rows)
+    table |= _direction(numbers, context, defaults, rows)
+    names = [m.item.pair.id for m, _ in rows]
     lines = [{"id": name, **{key: values[i] for key, values in table.items()}} for i, name in enumerate(names)]
     write_csv(lines, folder / "pairs.csv")
-    write_levels(folder, "prior", "Collapse with the default taken away", found.numbers, SHOWN)
-    return found
+    write_levels(folder, "prior", "Collapse with the default taken away", numbers.numbers, SHOWN)
+    return numbers
 
 
 class _Defaults:
@@ -83,17 +82,17 @@ class _Defaults:
                 asked.setdefault((item.question, item.pair.row.get("wording")), replace(item, pair=unasked))
         self.model, self.asked = context.model, asked
         size, items = context.options.batch_size, [*asked.values()]
-        found = measure_pairs(context.model, items, alike=True, batch_size=size) if items else ()
-        self.log_probs = {key: np.array(one.log_probs_a) for key, one in zip(asked, found, strict=True)}
+        measures = measure_pairs(context.model, items, alike=True, batch_size=size) if items else ()
+        self.log_probs = {key: np.array(m.log_probs_a) for key, m in zip(asked, measures, strict=True)}
         self.layer = round(context.model.graph.n_layers * DEPTH)
         self.streams = dict(zip(asked, self._streams(items, size), strict=True)) if items else {}
 
     def _streams(self, items: Sequence[Item], size: int) -> Values:
         rows = encode(Task(tuple(item.pair for item in items), "neutral prompts", ""), self.model, alike=True)
-        found = np.zeros((len(rows), self.model.d_model))
+        streams = np.zeros((len(rows), self.model.d_model))
         for both in both_runs(self.model, rows, size, gradients=False):
-            found[list(both.batch.indices)] = both.clean.streams[self.layer][:, -1].cpu().double().numpy()
-        return found
+            streams[list(both.batch.indices)] = both.clean.streams[self.layer][:, -1].cpu().double().numpy()
+        return streams
 
     def elsewhere(self, item: Item) -> list[tuple[str, object]]:
         """The neutral prompts of the item's question in other wordings than its own."""
@@ -102,8 +101,8 @@ class _Defaults:
 
     def level(self, item: Item) -> Values:
         """The candidates' mean log probabilities there, centred."""
-        found = np.mean([self.log_probs[key] for key in self.elsewhere(item)], axis=0)
-        return found - found.mean()
+        level = np.mean([self.log_probs[key] for key in self.elsewhere(item)], axis=0)
+        return level - level.mean()
 
     def direction(self, item: Item) -> tuple[Values, Values]:
         """Of length one, from the middle of other questions' streams to this question's; and that middle."""
@@ -116,16 +115,15 @@ def _chosen(context: Context, defaults: _Defaults) -> list[tuple[PairMeasure, li
     """Rows, evenly taken, with those of the same personas and question in other wordings."""
     items, groups = _own_items(context), list[tuple[Item, ...]]()
     for group in grouped_rows(items):
-        one, *rest = (items[place] for place in group)
-        others = [other for other in rest if other.pair.row.get("wording") != one.pair.row.get("wording")]
-        if others and defaults.elsewhere(one):
-            groups.append((one, *others))
-    if len({one.question for one, *_ in groups}) < 2:
+        first, *rest = (items[place] for place in group)
+        others = [other for other in rest if other.pair.row.get("wording") != first.pair.row.get("wording")]
+        if others and defaults.elsewhere(first):
+            groups.append((first, *others))
+    if len({first.question for first, *_ in groups}) < 2:
         return []
-    places = np.unique(np.linspace(0, len(groups) - 1, 2 * context.options.max_pairs).round().astype(int))
-    chosen = [item for place in places for item in groups[place]]
-    asked = iter(_asked(context, [replace(item, pair=item.pair.bare()) for item in chosen]))
-    return [(next(asked), [next(asked) for _ in groups[place][1:]]) for place in places]
+    groups = evenly(groups, 2 * context.options.max_pairs)
+    asked = iter(_asked(context, [replace(item, pair=item.pair.bare()) for group in groups for item in group]))
+    return [(next(asked), [next(asked) for _ in others]) for _, *others in groups]
 
 
 def _own_items(context: Context) -> list[Item]:
@@ -138,53 +136,48 @@ def _asked(context: Context, items: Sequence[Item]) -> tuple[PairMeasure, ...]:
 
 
 def _bias(
-    found: Found, context: Context, defaults: _Defaults, rows: Sequence[tuple[PairMeasure, list[PairMeasure]]]
+    numbers: StageNumbers, context: Context, defaults: _Defaults, rows: Sequence[tuple[PairMeasure, list[PairMeasure]]]
 ) -> dict[str, Values]:
-    ones = [one for one, _ in rows]
-    levels = [defaults.level(one.item) for one in ones]
-    sides = [_sides([one]) for one in ones]
-    before, after = (_outcomes(ones, sides, by) for by in ([np.zeros_like(x) for x in levels], levels))
+    measures = [m for m, _ in rows]
+    levels = [defaults.level(m.item) for m in measures]
+    sides = [_sides([m]) for m in measures]
+    before, after = (_outcomes(measures, sides, by) for by in ([np.zeros_like(x) for x in levels], levels))
     rng = np.random.default_rng(context.options.seed)
-    random = np.stack([_outcomes(ones, sides, [rng.permutation(x) for x in levels]) for _ in range(N_RANDOM["random"])])
-    _enter(found, context, [one.item for one in ones], "bias", before, after, {"random": random})
-    expected = _outcomes(ones, [_sides(others) for _, others in rows], levels)[:, 0]
-    estimates = Estimates([one.item for one in ones], **context.draws)
+    draws = ([rng.permutation(x) for x in levels] for _ in range(N_RANDOM["random"]))
+    random = np.stack([_outcomes(measures, sides, by) for by in draws])
+    _enter(numbers, context, [m.item for m in measures], "bias", before, after, {"random": random})
+    expected = _outcomes(measures, [_sides(others) for _, others in rows], levels)[:, 0]
+    estimates = Estimates([m.item for m in measures], **context.draws)
     what = "collapse that other wordings predict once the default is taken away"
-    found.add("prior.bias.predicted", what=what, unit="share", source=SOURCE, **estimates.share(expected))
+    numbers.add("prior.bias.predicted", what=what, unit="share", **estimates.share(expected))
     what = "share of pairs that do as other wordings predict"
-    found.add("prior.bias.agree", what=what, unit="share", source=SOURCE, **estimates.share(expected == after[:, 0]))
+    numbers.add("prior.bias.agree", what=what, unit="share", **estimates.share(expected == after[:, 0]))
     a, b = expected.mean(), after[:, 0].mean()
-    found.add("prior.bias.agree_chance", a * b + (1 - a) * (1 - b), "the same by chance", unit="share", source=SOURCE)
-    controls = [] if context.controls is None else [one for one in context.controls.items if one.control == PARAPHRASE]
+    numbers.add("prior.bias.agree_chance", a * b + (1 - a) * (1 - b), "the same by chance", unit="share")
+    controls = [] if context.controls is None else [c for c in context.controls.items if c.control == PARAPHRASE]
     controls = [item for item in controls if defaults.elsewhere(item)]
-    places = np.unique(
-        np.linspace(0, max(0, len(controls) - 1), PASSES * context.options.max_pairs).round().astype(int)
-    )
-    null = _asked(context, [controls[place] for place in places]) if controls else ()
+    null = _asked(context, evenly(controls, PASSES * context.options.max_pairs)) if controls else ()
     if null:
-        estimates = Estimates([one.item for one in null], **context.draws)
-        bounds = [defaults.level(one.item) for one in null]
+        estimates = Estimates([m.item for m in null], **context.draws)
+        bounds = [defaults.level(m.item) for m in null]
         for key, by in (("before", [np.zeros_like(x) for x in bounds]), ("bias", bounds)):
-            shares = estimates.share(_outcomes(null, [_sides([one]) for one in null], by)[:, 0])
+            shares = estimates.share(_outcomes(null, [_sides([m]) for m in null], by)[:, 0])
             what = "collapse of two paraphrases of one persona" + (", the default taken away" if key == "bias" else "")
-            found.add(f"prior.{key}.paraphrase", what=what, unit="share", source=SOURCE, **shares)
+            numbers.add(f"prior.{key}.paraphrase", what=what, unit="share", **shares)
     return {"collapse": before[:, 0], "collapse_bias": after[:, 0], "predicted": expected}
 
 
 def _sides(measures: Sequence[PairMeasure]) -> tuple[Values, Values]:
     """The candidates' mean log probabilities under A and under B."""
-    return (
-        np.mean([one.log_probs_a for one in measures], axis=0),
-        np.mean([one.log_probs_b for one in measures], axis=0),
-    )
+    return (np.mean([m.log_probs_a for m in measures], axis=0), np.mean([m.log_probs_b for m in measures], axis=0))
 
 
 def _outcomes(
     measures: Sequence[PairMeasure], sides: Sequence[tuple[Values, Values]], less: Sequence[Values]
 ) -> Values:
     """``[pair, 2]``: whether both choose one candidate, and whether each chooses its own declared answer."""
-    found = [_outcome(one.item, a - by, b - by) for one, (a, b), by in zip(measures, sides, less, strict=True)]
-    return np.array(found, dtype=np.float64)
+    outcomes = [_outcome(m.item, a - by, b - by) for m, (a, b), by in zip(measures, sides, less, strict=True)]
+    return np.array(outcomes, dtype=np.float64)
 
 
 def _outcome(item: Item, a: Values, b: Values) -> tuple[bool, bool]:
@@ -193,9 +186,9 @@ def _outcome(item: Item, a: Values, b: Values) -> tuple[bool, bool]:
 
 
 def _direction(
-    found: Found, context: Context, defaults: _Defaults, rows: Sequence[tuple[PairMeasure, list[PairMeasure]]]
+    numbers: StageNumbers, context: Context, defaults: _Defaults, rows: Sequence[tuple[PairMeasure, list[PairMeasure]]]
 ) -> dict[str, Values]:
-    items = [one.item for one, _ in rows]
+    items = [m.item for m, _ in rows]
     assert context.wordings is not None
     file = replace(context.wordings, items=tuple(items))
     candidates = [example.candidates for example in examples_of(file, context.model).examples[::2]]
@@ -209,14 +202,14 @@ def _direction(
                 every[name][:, list(both.batch.indices)] = values
             progress(done := done + len(both.batch), len(items))
     before, after = every["none"][0], every["own"][0]
-    _enter(found, context, items, "direction", before, after, {name: every[name] for name in N_RANDOM})
-    found.add("prior.direction.layer", defaults.layer, "layer of it", unit="layer", source=SOURCE)
+    _enter(numbers, context, items, "direction", before, after, {name: every[name] for name in N_RANDOM})
+    numbers.add("prior.direction.layer", defaults.layer, "layer of it", unit="layer")
     left = Estimates(items, **context.draws).ratio(after[:, 2], before[:, 2])
-    found.add("prior.direction.divergence_left", what="D left, of D before", source=SOURCE, **left)
+    numbers.add("prior.direction.divergence_left", what="D left, of D before", **left)
     for name in N_RANDOM:
         mean = every[name][:, :, 2].mean() / before[:, 2].mean()
         what = f"the same with {_words(name)}, mean"
-        found.add(f"prior.direction.{name}.divergence_left", mean, what, n=N_RANDOM[name], source=SOURCE)
+        numbers.add(f"prior.direction.{name}.divergence_left", mean, what, n=N_RANDOM[name])
     return {"collapse_direction": after[:, 0], "divergence": before[:, 2], "divergence_direction": after[:, 2]}
 
 
@@ -270,10 +263,10 @@ class _Cases:
             much = ((last - middle) * own).sum(-1, keepdims=True)
             moved = torch.from_numpy(last - much * along).to(stream)
             ends = replay(self.model, moved.flatten(0, 1)[:, None], run.context, layer=self.layer,
-                          before=behind(self.model, run))  # fmt: skip
-            found = ends.double().unflatten(0, moved.shape[:2])
-            logits.append(found.cpu().numpy())
-            of_margin.append(torch.stack([margins(each, both.batch) for each in found]).cpu().numpy())
+                          before=prefix_of(self.model, run))  # fmt: skip
+            streams = ends.double().unflatten(0, moved.shape[:2])
+            logits.append(streams.cpu().numpy())
+            of_margin.append(torch.stack([margins(values, both.batch) for values in streams]).cpu().numpy())
         rows = np.zeros((len(along), len(at), 3))
         rows[..., 2] = of_margin[0] - of_margin[1]
         for draw, k in np.ndindex(len(along), len(at)):
@@ -283,7 +276,7 @@ class _Cases:
 
 
 def _enter(
-    found: Found,
+    numbers: StageNumbers,
     context: Context,
     items: Sequence[Item],
     name: str,
@@ -295,18 +288,18 @@ def _enter(
     estimates = Estimates(items, **context.draws)
     for column, key, sign in ((0, "collapse", 1), (1, "own", -1)):
         what = ("share of pairs with one most likely answer", "share in which each persona chooses its own")[column]
-        about: dict[str, Any] = {"unit": "share", "source": SOURCE}
-        found.add(f"prior.{name}.before.{key}", what=what, **about, **estimates.share(before[:, column]))
+        about: dict[str, Any] = {"unit": "share"}
+        numbers.add(f"prior.{name}.before.{key}", what=what, **about, **estimates.share(before[:, column]))
         share = estimates.share(after[:, column])
         rates = {kind: values[:, :, column].mean(1) for kind, values in controls.items()}
         change = estimates.mean(after[:, column] - before[:, column], within=(-1.0, 1.0))
-        found.add(f"prior.{name}.{key}_change", what=f"{what}: after minus before", **about, **change)
+        numbers.add(f"prior.{name}.{key}_change", what=f"{what}: after minus before", **about, **change)
         p = float((1 + (sign * rates["random"] <= sign * after[:, column].mean()).sum()) / (1 + len(rates["random"])))
         text = f"{what}, without the default; p: of random ones"
-        found.add(f"prior.{name}.{key}", what=text, p=p, **about, **share)
+        numbers.add(f"prior.{name}.{key}", what=text, p=p, **about, **share)
         for kind, values in rates.items():
             text = f"{what}, with {_words(kind) if name == 'direction' else 'the same bias in another order'}, mean"
-            found.add(f"prior.{name}.{kind}.{key}", float(values.mean()), text, **about | {"n": len(values)})
+            numbers.add(f"prior.{name}.{kind}.{key}", float(values.mean()), text, **about | {"n": len(values)})
 
 
 def _words(kind: str) -> str:

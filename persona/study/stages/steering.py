@@ -21,7 +21,7 @@ from persona_circuits.persona.steering import (
 )
 from persona_circuits.persona.streams import chosen_layer
 from persona_circuits.persona.study.context import PASSES, Context
-from persona_circuits.persona.study.numbers import Estimates, Found
+from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.vectors import default_kind
 
 __all__ = ["run_steering"]
@@ -29,9 +29,9 @@ __all__ = ["run_steering"]
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
 
 
-def run_steering(context: Context, folder: Path) -> Found:
+def run_steering(context: Context, folder: Path) -> StageNumbers:
     """Both directions, fitted on train and added to test, each with the files of the ``steer`` command."""
-    found, options = Found(), context.options
+    numbers, options = StageNumbers(), context.options
     fitted, steered = context.fitted_and_held_out
     there, here = context.examples(fitted), some_pairs(context.examples(steered), PASSES * options.max_pairs)
     n = context.model.graph.n_layers
@@ -46,62 +46,62 @@ def run_steering(context: Context, folder: Path) -> Found:
     )
     own = here if fitted == steered else some_pairs(there, PASSES * options.max_pairs)
     for name, kind in (("mean", default_kind(there.examples, here.examples)), ("readout", "readout")):
-        with found.attempt(f"steering along {name}"):
+        with numbers.attempt(f"steering along {name}"):
             layer = _chosen_layer(context, own, there, kind, replace(how, n_controls=1, ablate=False))
             study = study_steering(context.model, here, there, kind, how, progress=context.stage(f"steering {name}"))
             (folder / name).mkdir()
             about = {"pairs": here.source, "split": steered, "fitted_on": there.source, "fitting_split": fitted}
             write_steering(study, (), about, folder / name)
-            steering_numbers(found, name, study, layer)
+            steering_numbers(numbers, name, study, layer)
             if name == "mean":
-                gain_test_numbers(found, study, here.items, **context.draws)
-                found.notes.append(f"steering.mean is the direction {kind!r} of the steer command")
-    return found
+                gain_test_numbers(numbers, study, here.items, **context.draws)
+                numbers.notes.append(f"steering.mean is the direction {kind!r} of the steer command")
+    return numbers
 
 
-def steering_numbers(found: Found, name: str, study: SteeringStudy, layer: int) -> None:
-    """The largest strength within the KL bound behind ``layer``, beside the controls there, and ablation."""
+def steering_numbers(numbers: StageNumbers, name: str, study: SteeringStudy, layer: int) -> None:
+    """The largest strength within the KL bound after ``layer``, beside the controls there, and ablation."""
     source, n = f"steering/{name}/steer.json", len(study.prompts)
     best = next(bound for bound in study.bounds if bound.layers == (layer,))
-    _bound(found, f"steering.{name}", best, study, source)
+    _bound(numbers, f"steering.{name}", best, study, source)
     random = best.gains.get("random", ())
     what = "largest gain of random directions at that layer and strength"
-    found.add(f"steering.{name}_random.gain", max(random, default=None), what, n=len(random), source=source)
-    ablated = [one for one in study.outcomes if one.strength is None]
+    numbers.add(f"steering.{name}_random.gain", max(random, default=None), what, n=len(random), source=source)
+    ablated = [outcome for outcome in study.outcomes if outcome.strength is None]
     for key, control in ((name, "direction"), (f"{name}_random", "random")):
-        gains = [one.gain for one in ablated if one.control == control]
+        gains = [outcome.gain for outcome in ablated if outcome.control == control]
         what = "gain when it is taken out: the least over layers" + ("" if control == "direction" else " and draws")
-        found.add(f"steering.{key}.ablated", min(gains, default=None), what, n=n, source=source)
-    if "steering.unsteered.parted" not in found.numbers:
-        parted = float(((study.plain[0] > 0) & (study.plain[1] < 0)).mean())
+        numbers.add(f"steering.{key}.ablated", min(gains, default=None), what, n=n, source=source)
+    if "steering.unsteered.parted" not in numbers.numbers:
+        share = float(((study.plain[0] > 0) & (study.plain[1] < 0)).mean())
         what = "share of pairs whose two tokens part unsteered"
-        found.add("steering.unsteered.parted", parted, what, unit="share", n=n, source=source)
-    found.notes += [f"steering along {name}: {note}" for note in study.notes]
+        numbers.add("steering.unsteered.parted", share, what, unit="share", n=n, source=source)
+    numbers.notes += [f"steering along {name}: {note}" for note in study.notes]
 
 
 def gain_test_numbers(
-    found: Found, study: SteeringStudy, items: Sequence[Item], *, n_resamples: int = 2000, seed: int = 0
+    numbers: StageNumbers, study: SteeringStudy, items: Sequence[Item], *, n_resamples: int = 2000, seed: int = 0
 ) -> None:
-    """Whether pairs part where their gain is above g* and only there: pairs with D > 0, all layers and strengths."""
+    """Whether choices differ where the gain is above g* and only there: pairs with D > 0, all layers and strengths."""
     divergence, prior = study.plain[0] - study.plain[1], study.plain.mean(0)
     asked = divergence > 0
     if not asked.any():
-        found.notes.append("gain test: no pair has D > 0")
+        numbers.notes.append("gain test: no pair has D > 0")
         return
     swept = np.concatenate([margins[:, :, asked] for margins in study.margins.values()])
-    parted = (swept[:, 0] > 0) & (swept[:, 1] < 0)
+    separated = (swept[:, 0] > 0) & (swept[:, 1] < 0)
     above = (swept[:, 0] - swept[:, 1]) > 2 * np.abs(prior[asked])
     estimates = Estimates(
-        [item for item, one in zip(items, asked, strict=True) if one], n_resamples=n_resamples, seed=seed
+        [item for item, is_asked in zip(items, asked, strict=True) if is_asked], n_resamples=n_resamples, seed=seed
     )
     counted = {
-        "above": (parted & above, above, "share that part where the gain is above g*"),
-        "below": (parted & ~above, ~above, "share that part where the gain is below g*"),
-        "agree": (parted == above, np.ones_like(above), "share that part exactly if the gain is above g*"),
+        "above": (separated & above, above, "share that part where the gain is above g*"),
+        "below": (separated & ~above, ~above, "share that part where the gain is below g*"),
+        "agree": (separated == above, np.ones_like(above), "share that part exactly if the gain is above g*"),
     }
     for key, (hits, cases, what) in counted.items():
         share = estimates.ratio(hits.sum(0), cases.sum(0)) | {"n": int(cases.sum())}
-        found.add(f"steering.gain_test.{key}", what=what, unit="share", source="steering/mean/pairs.csv", **share)
+        numbers.add(f"steering.gain_test.{key}", what=what, unit="share", source="steering/mean/pairs.csv", **share)
 
 
 def _chosen_layer(context: Context, own: ExampleFile, there: ExampleFile, kind: str, how: SteerOptions) -> int:
@@ -110,25 +110,26 @@ def _chosen_layer(context: Context, own: ExampleFile, there: ExampleFile, kind: 
     return max(study.bounds, key=lambda bound: bound.outcome.gain).layers[0]
 
 
-def _bound(found: Found, name: str, best: Bound, study: SteeringStudy, source: str) -> None:
-    one, n = best.outcome, len(study.prompts)
+def _bound(numbers: StageNumbers, name: str, best: Bound, study: SteeringStudy, source: str) -> None:
+    outcome, n = best.outcome, len(study.prompts)
     layer = best.layers[0]
-    found.add(f"{name}.layer", layer, "block behind which it is added", unit="layer", source=source)
+    numbers.add(f"{name}.layer", layer, "block after which it is added", unit="layer", source=source)
     what = "largest strength within the KL bound" + (", the largest tried" if best.is_largest else "")
-    found.add(f"{name}.strength", best.strength, what, source=source)
+    numbers.add(f"{name}.strength", best.strength, what, source=source)
     what = "KL from the unsteered model on neutral prompts"
-    found.add(f"{name}.kl", one.kl.value, what, estimate=one.kl, unit="nats", n=n, source=source)
-    bounds = _gain_bounds(one, study)
+    numbers.add(f"{name}.kl", outcome.kl.value, what, estimate=outcome.kl, unit="nats", n=n, source=source)
+    bounds = _gain_bounds(outcome, study)
     what = "D(s) / D(0); the interval is that of D(s), D(0) as it is"
-    found.add(f"{name}.gain", one.gain, what, n=n, source=source, **bounds)
-    found.add(f"{name}.parted", one.parted, "share of pairs whose two tokens part", unit="share", n=n, source=source)
+    numbers.add(f"{name}.gain", outcome.gain, what, n=n, source=source, **bounds)
+    what = "share of pairs whose two tokens part"
+    numbers.add(f"{name}.parted", outcome.parted, what, unit="share", n=n, source=source)
     what = "of the pairs with D > 0 that do not part unsteered, the share that do"
-    found.add(f"{name}.flipped", one.flipped, what, unit="share", n=one.n_collapsed, source=source)
+    numbers.add(f"{name}.flipped", outcome.flipped, what, unit="share", n=outcome.n_collapsed, source=source)
 
 
-def _gain_bounds(one: Outcome, study: SteeringStudy) -> dict[str, float]:
+def _gain_bounds(outcome: Outcome, study: SteeringStudy) -> dict[str, float]:
     whole = float((study.plain[0] - study.plain[1]).mean())
-    if not whole or one.divergence.low is None or one.divergence.high is None:
+    if not whole or outcome.divergence.low is None or outcome.divergence.high is None:
         return {}
-    low, high = sorted((one.divergence.low / whole, one.divergence.high / whole))
+    low, high = sorted((outcome.divergence.low / whole, outcome.divergence.high / whole))
     return {"low": low, "high": high}

@@ -19,7 +19,7 @@ from persona_circuits.persona.data import shared_positions
 from persona_circuits.persona.lens import LensOptions, LensStudy, study_lens, write_lens
 from persona_circuits.persona.probing import ProbeOptions, ProbeStudy, study_probes, write_probes
 from persona_circuits.persona.study.context import PASSES, Context, some_of
-from persona_circuits.persona.study.numbers import Found, slug
+from persona_circuits.persona.study.numbers import StageNumbers, slug
 
 __all__ = ["run_where"]
 
@@ -27,62 +27,67 @@ PARTS = ("before", "contrast", "after", "last")
 HALF = 0.5
 
 
-def run_where(context: Context, folder: Path) -> Found:
+def run_where(context: Context, folder: Path) -> StageNumbers:
     """Probes, the logit lens and causal persistence, each with its files in a folder of its name."""
-    found = Found()
+    numbers = StageNumbers()
     with Kept(context.kept("where.state"), search_of(context.digest("where"))) as kept:
         for name, run in (("persistence", partial(_persistence, kept)), ("probe", _probe), ("lens", _lens)):
             (folder / name).mkdir()
-            with found.attempt(name):
-                run(context, folder / name, found)
+            with numbers.attempt(name):
+                run(context, folder / name, numbers)
             if not any((folder / name).iterdir()):
                 (folder / name).rmdir()
-    return found
+    return numbers
 
 
-def probe_numbers(found: Found, study: ProbeStudy) -> None:
+def probe_numbers(numbers: StageNumbers, study: ProbeStudy) -> None:
     """Every probe at its chosen layer with its controls; traits as their mean."""
     source = "where/probe/probes.csv"
     for cell in study.cells:
         name = f"where.probe.{slug(cell.kind)}.{slug(cell.hold_out)}.{slug(cell.position)}"
         best, controls = cell.best.balanced, cell.controls
         what = f"balanced accuracy of {cell.kind}, held out by {cell.hold_out}, at {cell.position}"
-        found.add(f"{name}.balanced", best.value, what, estimate=best, unit="share", n=cell.n, source=source)
-        found.add(f"{name}.chance", cell.chance, "by guessing", unit="share", source=source)
-        found.add(f"{name}.layer", study.at[cell.layer], "layer chosen on training folds", unit="layer", source=source)
+        numbers.add(f"{name}.balanced", best.value, what, estimate=best, unit="share", n=cell.n, source=source)
+        numbers.add(f"{name}.chance", cell.chance, "by guessing", unit="share", source=source)
+        layer, text = study.at[cell.layer], "layer chosen on training folds"
+        numbers.add(f"{name}.layer", layer, text, unit="layer", source=source)
         selectivity = controls.selectivity(best.value)
-        found.add(f"{name}.selectivity", selectivity, "probe minus control task", unit="share", source=source)
+        numbers.add(f"{name}.selectivity", selectivity, "probe minus control task", unit="share", source=source)
         for key in ("shuffled", "task", "dropped", "length"):
             control = getattr(controls, key)
             if control is not None:
                 what = f"balanced accuracy of the control {key}"
-                found.add(f"{name}.{key}", control.value, what, estimate=control, unit="share", source=source)
-    found.notes += [f"probe: {note}" for note in study.notes]
+                numbers.add(f"{name}.{key}", control.value, what, estimate=control, unit="share", source=source)
+    numbers.notes += [f"probe: {note}" for note in study.notes]
 
 
-def lens_numbers(found: Found, study: LensStudy) -> None:
+def lens_numbers(numbers: StageNumbers, study: LensStudy) -> None:
     """D by layer at the last token, where it is decided, and which kinds of nodes write it."""
     place, n = len(study.positions) - 1, len(study.items)
     for layer, row in enumerate(study.curves["divergence"]):
         what = f"D read by the logit lens after {layer} blocks"
         about = {"unit": "logits", "n": n, "source": "where/lens/curves.csv"}
-        found.add(f"where.lens.divergence.{layer}", row[place].value, what, estimate=row[place], **about)
+        numbers.add(f"where.lens.divergence.{layer}", row[place].value, what, estimate=row[place], **about)
     decided = study.decisions
     for key, what in (
         ("pivot", "first layer with half of D"),
         ("jump", "block that moves D most"),
         ("stable_from", "layer from which D keeps its sign"),
     ):
-        values = [x for one in decided if (x := getattr(one, key)) is not None]
-        _median(found, f"where.lens.{key}", values, what)
-    choices = [max(one.choice_a, one.choice_b) for one in decided]
-    _median(found, "where.lens.choice", choices, "layer from which both choices stay")
-    _parts(found, study)
-    found.notes += [f"lens: {note}" for note in study.notes]
+        values = [x for decision in decided if (x := getattr(decision, key)) is not None]
+        _median(numbers, f"where.lens.{key}", values, what)
+    choices = [max(decision.choice_a, decision.choice_b) for decision in decided]
+    _median(numbers, "where.lens.choice", choices, "layer from which both choices stay")
+    _parts(numbers, study)
+    numbers.notes += [f"lens: {note}" for note in study.notes]
 
 
 def persistence_numbers(
-    found: Found, names: Sequence[str], values: np.ndarray, intervals: Sequence[Sequence[Interval | None]], n: int
+    numbers: StageNumbers,
+    names: Sequence[str],
+    values: np.ndarray,
+    intervals: Sequence[Sequence[Interval | None]],
+    n: int,
 ) -> None:
     """Causal persistence by part and layer, and where the last token and the contrast hold half."""
     source = "where/persistence/persistence.csv"
@@ -90,16 +95,16 @@ def persistence_numbers(
         for layer in range(len(values)):
             what = f"share of D in the stream into layer {layer} at: {part}"
             about = {"estimate": intervals[layer][t], "unit": "share", "n": n, "source": source}
-            found.add(f"where.persistence.{slug(part)}.{layer}", float(values[layer, t]), what, **about)
+            numbers.add(f"where.persistence.{slug(part)}.{layer}", float(values[layer, t]), what, **about)
     for part, name, last in (("last", "answer_half", False), ("contrast", "contrast_half", True)):
         here = np.flatnonzero(values[:, names.index(part)] >= HALF).tolist() if part in names else []
         if len(here):
             what = f"{'last' if last else 'first'} layer at which {part} holds half of the causal effect"
-            found.add(f"where.persistence.{name}", int(here[-1 if last else 0]), what, unit="layer", source=source)
+            numbers.add(f"where.persistence.{name}", int(here[-1 if last else 0]), what, unit="layer", source=source)
 
 
-def _probe(context: Context, folder: Path, found: Found) -> None:
-    """Where it is not to be thorough: held out by question and by split, at the persona's end and the prompt's."""
+def _probe(context: Context, folder: Path, numbers: StageNumbers) -> None:
+    """Unless thorough, held out by question and by split alone, at the persona's end and the prompt's."""
     options, examples = context.options, context.examples()
     every = context.model.graph.n_layers if options.quick else options.probe_every
     draws = max(100, options.n_resamples // 4)
@@ -113,10 +118,10 @@ def _probe(context: Context, folder: Path, found: Found) -> None:
         )
     study = study_probes(context.model, examples, personas=context.personas, options=how, stage=context.stage)
     write_probes(study, folder)
-    probe_numbers(found, study)
+    probe_numbers(numbers, study)
 
 
-def _lens(context: Context, folder: Path, found: Found) -> None:
+def _lens(context: Context, folder: Path, numbers: StageNumbers) -> None:
     options = context.options
     how = LensOptions((), options.batch_size, options.n_resamples, options.seed)
     study = study_lens(
@@ -126,10 +131,10 @@ def _lens(context: Context, folder: Path, found: Found) -> None:
         progress=context.stage("reading layers"),
     )
     write_lens(study, folder)
-    lens_numbers(found, study)
+    lens_numbers(numbers, study)
 
 
-def _persistence(kept: Kept, context: Context, folder: Path, found: Found) -> None:
+def _persistence(kept: Kept, context: Context, folder: Path, numbers: StageNumbers) -> None:
     metric, options = METRICS["persona-divergence"], context.options
     task = some_of(context.plain_task, PASSES * options.max_pairs)
     context.stage("causal persistence")
@@ -142,7 +147,7 @@ def _persistence(kept: Kept, context: Context, folder: Path, found: Found) -> No
     layers = [*map(str, range(len(values) - 1)), "final"]
     rows = [
         {"layer": layer, "part": name, "persistence": values[i, t]}
-        | {end: None if (one := intervals[i][t]) is None else getattr(one, end) for end in ("low", "high", "by")}
+        | {end: getattr(intervals[i][t], end, None) for end in ("low", "high", "by")}
         for i, layer in enumerate(layers)
         for t, name in enumerate(names)
     ]
@@ -159,17 +164,17 @@ def _persistence(kept: Kept, context: Context, folder: Path, found: Found) -> No
         upward=True,
     )
     write_figures({"persistence": figure}, folder, page="persistence.html", title="Causal persistence")
-    persistence_numbers(found, names, values, intervals, len(task.pairs))
+    persistence_numbers(numbers, names, values, intervals, len(task.pairs))
 
 
-def _median(found: Found, name: str, values: Sequence[int], what: str) -> None:
+def _median(numbers: StageNumbers, name: str, values: Sequence[int], what: str) -> None:
     if values:
         about = {"unit": "layer", "n": len(values), "source": "where/lens/pairs.csv"}
         low, middle, high = (float(x) for x in np.percentile(values, (25, 50, 75)))
-        found.add(name, middle, f"{what}: median pair (middle half {low:g} to {high:g})", **about)
+        numbers.add(name, middle, f"{what}: median pair (middle half {low:g} to {high:g})", **about)
 
 
-def _parts(found: Found, study: LensStudy) -> None:
+def _parts(numbers: StageNumbers, study: LensStudy) -> None:
     """What heads, MLPs, the embedding and the attention biases write straight into the answer, as shares of D."""
     attribution, graph = study.attribution, study.graph
     if not attribution.conserved:
@@ -182,4 +187,4 @@ def _parts(found: Found, study: LensStudy) -> None:
     for kind in ("heads", "mlps", "input", "biases"):
         share = float(sum(x for x, name in zip(sums, kinds, strict=True) if name == kind) / sums.sum())
         what = f"direct contributions of {kind} to D, as a share of D"
-        found.add(f"where.lens.from.{kind}", share, what, unit="share", source="where/lens/components.csv")
+        numbers.add(f"where.lens.from.{kind}", share, what, unit="share", source="where/lens/components.csv")
