@@ -125,7 +125,7 @@ def _write_page(model: Any, task: Any, found: Any, out: Path, groups: Path | Non
 def _kept_in(out: Path) -> str:
     """What a stopped search leaves for the next one."""
     kept = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
-    kept |= {"finish.state": "the finish so far is"}
+    kept |= {"finish.state": "the finish so far is", "neurons.state": "what is known of neurons so far is"}
     return ", ".join(f"{what} kept in {out / name}" for name, what in kept.items() if (out / name).exists())
 
 

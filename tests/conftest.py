@@ -13,6 +13,8 @@ _HOOK = install_import_hook(
 
 import json  # noqa: E402
 import signal  # noqa: E402
+import warnings  # noqa: E402
+from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -54,6 +56,22 @@ def tiny64():
     from persona_circuits.circuit.model import load_model
 
     return load_model(DATA / "tiny-gpt2", dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """A model of a family of architectures (``families.FAMILIES``) by its name, in float64, each made once."""
+    from families import save
+
+    from persona_circuits.circuit.model import load_model
+
+    @cache
+    def load(name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_model(save(name, tmp_path_factory.mktemp("family")), dtype="float64")
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,8 @@ from persona_circuits.circuit.task import Overlap, Task, encode
 __all__ = ["ACDC", "Discovery", "discover", "evaluate_on", "report_of"]
 
 
-ACDC, FINISH = "acdc.state", "finish.state"
-"""The files, in a search's folder, of what ACDC, and an exact finish, have decided so far."""
+ACDC, FINISH, NEURONS = "acdc.state", "finish.state", "neurons.state"
+"""The files, in a search's folder, of what ACDC, an exact finish, and the choice of neurons have done so far."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,9 +187,9 @@ def discover(
         Of an earlier search of the same method on the same model and training pairs, to be pruned anew: the scores, or
         the folder of the run, where it is checked that they are the same. Without them edges are scored here.
     state
-        A folder that is there: scores are kept in it as soon as they are made, and ACDC's state, to go on from after
-        being stopped. Scores of this very search that lie in it or in a folder beside it are used again, unless
-        ``scores`` is ``"new"``.
+        A folder that is there: scores are kept in it as soon as they are made, and the states of ACDC, of a finish
+        and of the choice of neurons, to go on from after being stopped. Scores of this very search that lie in it or in
+        a folder beside it are used again, unless ``scores`` is ``"new"``.
     stage
         Called when a stage of the work begins, with its name; gives the function that is told of progress.
 
@@ -221,7 +221,7 @@ def discover(
     measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
-    opened = opened_mlps(setting, effect, pruned.circuit, named)
+    opened = opened_mlps(setting, effect, pruned.circuit, named, state / NEURONS if state else None)
     about = description(setting, task, effect, pruned, measured, controls)
     if opened is not None:
         about["neurons"] = opened.in_circuit()

@@ -203,7 +203,10 @@ def head_tables(found: OpenedHeads) -> list[Table]:
     lost = (
         "lost without: share of D that the circuit loses, a ratio of means; the head then attends, or moves, as ablated"
     )
-    parts = Table(f"parts of heads {where}", HEAD_PARTS, found.parts, 2, [lost, f"intervals over {found.drawn_over}"])
+    inside = {one.head for one in found.parts if one.n_edges}
+    outside = dict.fromkeys(one.head for one in found.parts if one.head not in inside)
+    about = [lost, f"intervals over {found.drawn_over}", *(f"{head} is not in the circuit" for head in outside)]
+    parts = Table(f"parts of heads {where}", HEAD_PARTS, found.parts, 2, about)
     notes = [
         "score: q.k of the part's tokens less the mean over all, A less B: the sum over what writes the query, and",
         "over what writes the keys, of which the largest is named; norms are held; intervals as above",
