@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WHOLE_COMMANDS = tuple(
     f"test_{name}.py"
     for name in ("bench", "budget", "cli", "fuzz", "index", "library", "load", "one_reading", "page", "page_browser",
-                 "shipped", "study", "viewing")
+                 "page_opened", "shipped", "study", "viewing")
 )  # fmt: skip
 """Files whose tests run whole commands, many times over: shapes are checked where the parts are tested."""
 DATA = ROOT / "tests" / "data"
@@ -80,6 +80,20 @@ def tiny_task():
     from persona_circuits.circuit.task import load_task
 
     return load_task(DATA / "tiny_pairs.json")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, where it and Playwright are there."""
+    from tests_browser import CHROMIUM
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

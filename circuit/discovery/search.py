@@ -134,7 +134,10 @@ class Discovery:
         stored = StoredCircuit(self.circuit, self.scores, self.record, Path())
         sweep = None if self.sweep is None else self.sweep.as_dict()
         groups = None if self.sets is None else self.sets.groups
-        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), inside=inside, groups=groups)
+        below = {"neurons": self.opened, "heads": self.heads}
+        opened = {name: one.as_dict() for name, one in below.items() if one is not None}
+        how: dict[str, Any] = {"inside": inside, "opened": opened, "groups": groups}
+        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), **how)
 
     @property
     def confirmed(self) -> bool | None:
