@@ -251,7 +251,7 @@ export function legend() {
       run.edges.some((edge) => edge.core === false) ? sample("for fringe", "fringe: not in 90 % of resamples") : null,
     ];
   const mark = s("svg", { class: "graph sample", viewBox: "0 0 34 10", "aria-hidden": "true" }, s("circle", { class: "opened", cx: 28, cy: 5, r: 4 }));
-  return h("ul", { class: "legend" }, items, anyOpened() ? h("li", {}, mark, "opened: its neurons or parts stand beside it") : null, h("li", { class: "quiet" }, "width: the square root of |score|"));
+  return h("ul", { class: "legend" }, items, anyOpened() ? h("li", {}, mark, "opened: its neurons or parts are beside the graph") : null, h("li", { class: "quiet" }, "width: the square root of |score|"));
 }
 
 export const titleOfEdge = (edge) => `${edge.name} ${signed(edge.score)}`;

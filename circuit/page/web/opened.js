@@ -34,9 +34,11 @@ const pickNode = (row) => state.set({ pick: row.node });
 const score = (name, digits = 4) => ({ name, number: true, show: (v) => signed(v, digits) });
 const share = (name) => ({ name, number: true, show: (v) => fixed(v, 3) });
 
-/** Beside the graph: what the runs in view have of a node. */
+/** Beside the graph: what the runs in view have of a node, else what opens it. */
 export function openedOf(node) {
   const runs = runsInView().filter((run) => sets.get(run).has(node.name));
+  const option = { mlp: "--neurons", head: "--open-heads" }[node.kind];
+  if (!runs.length && option) return h("p", { class: "quiet" }, "Not opened: ", h("code", {}, `discover ${option} ${node.name}`), " does.");
   return runs.map((run) => [
     h("h4", {}, node.kind === "mlp" ? "Its neurons" : "Its parts", runs.length > 1 || state.view().sides ? `, ${run.name}` : ""),
     node.kind === "mlp" ? neuronsOf(run.opened.neurons, node.name) : partsOf(run.opened.heads, node.name),
