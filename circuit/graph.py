@@ -215,7 +215,7 @@ class Graph:
         """The slots of the given sources, bool ``[n_src]``, and ``logits``; bool, shape ``[n_dst]``."""
         return np.append(sources, True)[self.source_of_slot]
 
-    def sources_of(self, slots: np.ndarray) -> np.ndarray:
+    def sources_of(self, slots: np.ndarray | np.bool) -> np.ndarray:
         """The sources that read through the given slots, bool ``[n_dst]``; bool, shape ``[n_src]``."""
         sources = np.zeros(self.n_src + 1, dtype=bool)
         sources[self.source_of_slot[slots]] = True

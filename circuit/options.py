@@ -169,8 +169,15 @@ def _plain(value: Any) -> Any:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """The parts between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The parts between commas.
+
+    Raises:
+        OptionError: there is none.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if text.strip() and not names:
+        raise OptionError(f"{text!r} has no names; put them between commas, such as m3,m7")
+    return names
 
 
 def numbers_of(text: str) -> tuple[float, ...]:

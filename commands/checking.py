@@ -96,8 +96,11 @@ def _json_kind(path: Path) -> str:
         return "circuit"
     if isinstance(content, list) or (isinstance(content, dict) and content.keys() & {"prompts", *PAIR_KEYS}):
         return "pairs"
-    if isinstance(content, dict) and content.get("format") == "persona-circuits/groups":
+    format_ = content.get("format") if isinstance(content, dict) else None
+    if format_ == "persona-circuits/groups":
         return GROUPS
+    if isinstance(format_, str) and format_.startswith("persona-circuits/") and format_ != "persona-circuits/circuit":
+        return RESULT
     circuit = isinstance(content, dict) and ("format" in content or content.keys() & {"nodes", "edges", "cfg"})
     return "circuit" if circuit and path.name not in RESULTS else RESULT
 

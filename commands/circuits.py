@@ -125,7 +125,7 @@ def _write_page(
 def _kept_in(out: Path) -> str:
     """What a stopped search leaves for the next one."""
     states = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
-    states |= {"finish.state": "the finish so far is"}
+    states |= {"finish.state": "the finish so far is", "neurons.state": "what is known of neurons so far is"}
     return ", ".join(f"{what} kept in {out / name}" for name, what in states.items() if (out / name).exists())
 
 

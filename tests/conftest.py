@@ -13,6 +13,8 @@ _HOOK = install_import_hook(
 
 import json  # noqa: E402
 import signal  # noqa: E402
+import warnings  # noqa: E402
+from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -26,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WHOLE_COMMANDS = tuple(
     f"test_{name}.py"
     for name in ("bench", "budget", "cli", "fuzz", "index", "library", "load", "one_reading", "page", "page_browser",
-                 "shipped", "study", "viewing")
+                 "page_opened", "shipped", "study", "viewing")
 )  # fmt: skip
 """Files whose tests run whole commands, many times over: shapes are checked where the parts are tested."""
 DATA = ROOT / "tests" / "data"
@@ -57,11 +59,41 @@ def tiny64():
 
 
 @pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """A model of a family of architectures (``families.FAMILIES``) by its name, in float64, each made once."""
+    from families import save
+
+    from persona_circuits.circuit.model import load_model
+
+    @cache
+    def load(name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_model(save(name, tmp_path_factory.mktemp("family")), dtype="float64")
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def tiny_task():
     """Eight pairs of several lengths, in auto-circuit's format."""
     from persona_circuits.circuit.task import load_task
 
     return load_task(DATA / "tiny_pairs.json")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, where it and Playwright are there."""
+    from tests_browser import CHROMIUM
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

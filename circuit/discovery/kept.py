@@ -22,7 +22,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Row
 from persona_circuits.metrics import METRICS
 
-__all__ = ["NEW", "SCORES", "STATE", "keep", "made", "scores_at", "scores_near"]
+__all__ = ["NEW", "SCORES", "STATE", "digest_of", "keep", "made", "scores_at", "scores_near"]
 
 SCORES, STATE = "scores.safetensors", "scores.state"
 NEW = "new"
@@ -49,7 +49,7 @@ def made(setting: Setting) -> dict[str, Any] | None:
         "model": setting.model.fingerprint,
         "dtype": setting.model.format,
         "metric": setting.metric.name,
-        "pairs": _digest(setting.train.rows),
+        "pairs": digest_of(setting.train.rows),
         "scores": options.method,
         "ablation": options.ablation,
         "activations": options.activations,
@@ -58,7 +58,7 @@ def made(setting: Setting) -> dict[str, Any] | None:
     }
 
 
-def _digest(rows: tuple[Row, ...]) -> str:
+def digest_of(rows: tuple[Row, ...]) -> str:
     """Of prompts and answers as tokens, whatever file they stand in."""
 
     def parts(row: Row) -> tuple[object, ...]:

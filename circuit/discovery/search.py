@@ -54,8 +54,8 @@ from persona_circuits.circuit.task import Overlap, Task, encode
 __all__ = ["ACDC", "Discovery", "discover", "evaluate_on", "report_of"]
 
 
-ACDC, FINISH = "acdc.state", "finish.state"
-"""The files, in a search's folder, of what ACDC, and an exact finish, have decided so far."""
+ACDC, FINISH, NEURONS = "acdc.state", "finish.state", "neurons.state"
+"""The files, in a search's folder, of what ACDC, an exact finish, and the choice of neurons have done so far."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,7 +131,10 @@ class Discovery:
         stored = StoredCircuit(self.circuit, self.scores, self.record, Path())
         sweep = None if self.sweep is None else self.sweep.as_dict()
         groups = None if self.sets is None else self.sets.groups
-        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), inside=inside, groups=groups)
+        below = {"neurons": self.opened, "heads": self.heads}
+        opened = {name: one.as_dict() for name, one in below.items() if one is not None}
+        how: dict[str, Any] = {"inside": inside, "opened": opened, "groups": groups}
+        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), **how)
 
     @property
     def confirmed(self) -> bool | None:
@@ -184,8 +187,9 @@ def discover(
         Of an earlier search of the same method on the same model and training pairs, to be pruned again: the scores, or
         the folder of the run, whose settings are checked. Without them edges are scored here.
     state
-        An existing folder: scores are saved in it as soon as they are made, and ACDC's state, to resume from after a
-        stop. Scores of this same search in it or in a folder beside it are reused, unless ``scores`` is ``"new"``.
+        An existing folder: scores are saved in it as soon as they are made, and the states of ACDC, of a finish and of
+        the choice of neurons, to resume from after a stop. Scores of this same search in it or in a folder beside it
+        are reused, unless ``scores`` is ``"new"``.
     stage
         Called when a stage of the work begins, with its name; returns the function that receives its progress.
 
@@ -217,7 +221,7 @@ def discover(
     measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
-    opened = opened_mlps(setting, effect, pruned.circuit, named)
+    opened = opened_mlps(setting, effect, pruned.circuit, named, state / NEURONS if state else None)
     details = description(setting, task, effect, pruned, measured, controls)
     if opened is not None:
         details["neurons"] = opened.in_circuit()

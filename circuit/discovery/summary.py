@@ -207,7 +207,10 @@ def head_tables(heads: OpenedHeads) -> list[Table]:
     lost = (
         "lost without: share of D that the circuit loses, a ratio of means; the head then attends, or moves, as ablated"
     )
-    parts = Table(f"parts of heads {where}", HEAD_PARTS, heads.parts, 2, [lost, f"intervals over {heads.drawn_over}"])
+    inside = {part.head for part in heads.parts if part.n_edges}
+    outside = dict.fromkeys(part.head for part in heads.parts if part.head not in inside)
+    about = [lost, f"intervals over {heads.drawn_over}", *(f"{head} is not in the circuit" for head in outside)]
+    parts = Table(f"parts of heads {where}", HEAD_PARTS, heads.parts, 2, about)
     notes = [
         "score: q.k of the part's tokens minus the mean over all, A minus B: the sum over what writes the query, and",
         "over what writes the keys, of which the largest is named; norms are frozen; intervals as above",

@@ -27,6 +27,7 @@ MODULES = (
     "paths.js",
     "state.js",
     "elements.js",
+    "opened.js",
     "graph.js",
     "charts.js",
     "inside.js",

@@ -104,6 +104,7 @@ def circuit_page(
     sweep: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
     inside: Mapping[str, Any] | None = None,
+    opened: Mapping[str, Any] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> CircuitPage:
     """The page of a circuit at hand.
@@ -116,7 +117,8 @@ def circuit_page(
         Of its edges, and of others that smaller and larger circuits have.
     sweep, summary, inside
         What ``sweep.json``, ``summary.json`` and ``inside.json`` of a run would hold.
-
+    opened
+        What ``neurons.json`` and ``heads.json`` would, as ``neurons`` and ``heads``.
     groups
         Nodes by the names of sets.
 
@@ -125,5 +127,5 @@ def circuit_page(
     The page: a notebook shows it, and ``write`` makes a file of it.
     """
     stored = circuit if isinstance(circuit, StoredCircuit) else StoredCircuit(circuit, scores, None, Path())
-    run = record_run(stored, scores or stored.scores, name=name, sweep=sweep, summary=summary)
+    run = record_run(stored, scores or stored.scores, name=name, sweep=sweep, summary=summary, opened=opened)
     return CircuitPage(page_data([run], inside=inside, groups=groups))

@@ -12,6 +12,7 @@ import numpy as np
 from persona_circuits.circuit.errors import FileError, PersonaCircuitsError, listed
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, read_scores, schema_faults
 from persona_circuits.circuit.page.answer import answer_of
+from persona_circuits.circuit.page.opened import FILES, opened_data, read_opened
 from persona_circuits.circuit.page.stops import curve_of, nested
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import Kind, json_of, read_bytes, read_json, read_tensors
@@ -73,7 +74,8 @@ def run_data(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
     scores = read_scores(path) if path.is_file() else stored.scores
     if scores is not None and scores.graph != stored.circuit.graph:
         raise FileError(f"{path} has scores of another graph than {stored.path}; put each run into its own folder")
-    data = record_run(stored, scores, name=name or place.name, sweep=sweep, summary=_json(place / "summary.json") or {})
+    how: dict[str, Any] = {"summary": _json(place / "summary.json") or {}, "opened": read_opened(place)}
+    data = record_run(stored, scores, name=name or place.name, sweep=sweep, **how)
     _add_spans(data, place / "spans.safetensors", stored)
     return data | {"pairs": _pairs(stored.record), "files": list(_files(place))}
 
@@ -85,6 +87,7 @@ def record_run(
     name: str,
     sweep: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
+    opened: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What the page needs of a circuit that is read already, or that lies in no folder."""
     circuit, record = stored.circuit, stored.record or {}
@@ -105,6 +108,7 @@ def record_run(
             item["stays"] = mark["stays"]
         edges.append(item)
     evaluations = record.get("evaluations", [])
+    below = opened_data(opened or {}, stored)
     return {
         "name": name,
         "graph": {"layers": graph.n_layers, "heads": graph.n_heads, "parallel": graph.parallel},
@@ -120,6 +124,7 @@ def record_run(
         "curve": curve_of(sweep),
         "pairs": [],
         "files": [],
+        **({"opened": below} if below else {}),
     }
 
 
@@ -206,7 +211,7 @@ def _pairs(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def _files(place: Path) -> Iterable[dict[str, Any]]:
     """Name, size and hash of the run's own files."""
     known = ("circuit.json", "real_circuits_1.json", "scores.safetensors", "summary.json", "sweep.json", INSIDE)
-    for name in (*known, "spans.safetensors"):
+    for name in (*known, "spans.safetensors", *FILES.values()):
         path = place / name
         if path.is_file():
             content = read_bytes(path, Kind("file of the run"))

@@ -1,39 +1,27 @@
 """Why a head attends: terms of its scores against scores written out, and against the host's attention."""
 
 import json
-import warnings
-from functools import cache
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import DATA
-from families import save
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.evaluation import pairwise
 from persona_circuits.circuit.forward import measure, prepare, run
-from persona_circuits.circuit.model import load_model, score_terms
+from persona_circuits.circuit.model import score_terms
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.cli import app
+from persona_circuits.commands.checking import faults_of_file, kind_of
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.inside import attention_of
 
 NAMES = ["gpt2", "llama2", "llama3.2", "qwen2.5", "qwen3", "gemma3", "olmo2", "neox, parallel", "gpt-neo"]
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    @cache
-    def load(name):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return load_model(save(name, tmp_path_factory.mktemp("family")), dtype="float64")
-
-    return load
 
 
 def terms_of(model, layer):
@@ -149,6 +137,16 @@ def test_its_file(found, tmp_path):
     record = json.loads((tmp_path / "heads.json").read_text())
     assert (record["format"], record["version"]) == ("persona-circuits/heads", 1)
     assert [one["head"] for one in record["parts"]] == ["a1.h2", "a1.h2", "a2.h0", "a2.h0"]
+    assert (kind_of(tmp_path / "heads.json"), faults_of_file(tmp_path / "heads.json")) == ("result", [])
+
+
+def test_its_tables_say_which_head_is_outside(found):
+    from persona_circuits.circuit.reporting import head_tables
+
+    assert not any("not in the circuit" in note for note in head_tables(found.heads)[0].notes)
+    none = [replace(one, n_edges=0) if one.head == "a2.h0" else one for one in found.heads.parts]
+    outside = head_tables(replace(found.heads, parts=tuple(none)))[0]
+    assert outside.notes[-1] == "a2.h0 is not in the circuit"
 
 
 @pytest.mark.parametrize(

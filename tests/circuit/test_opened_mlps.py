@@ -2,43 +2,31 @@
 
 import csv
 import json
-import warnings
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from conftest import DATA
-from families import save
 from test_alignment import ANSWERS, UNEQUAL
 from test_families import LOGIT_DIFF, pair_of_prompts
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.attribution import NeuronScores, Scoring, ablated_neurons, neuron_scores, score
 from persona_circuits.circuit.cost import Budget, state_bytes
-from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.discovery import Options, below, discover
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.evaluation import fewest, measured_neurons, pairwise, random_neurons
 from persona_circuits.circuit.forward import measure, patched_logits, prepare
 from persona_circuits.circuit.io import faults_of
-from persona_circuits.circuit.model import Neurons, OpenBlock, load_model
+from persona_circuits.circuit.model import Neurons, OpenBlock
+from persona_circuits.circuit.storage import DamagedState, kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair, Task, batches, encode, with_swap_rows
 from persona_circuits.cli import app
+from persona_circuits.commands.checking import faults_of_file, kind_of
 from persona_circuits.metrics import METRICS
 
 FAMILIES = ["gpt2", "llama2", "gemma3", "neox, parallel", "olmo2", "phi3", "granite", "cohere", "gptj"]
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    @cache
-    def load(name):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return load_model(save(name, tmp_path_factory.mktemp("family")), dtype="float64")
-
-    return load
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -188,10 +176,12 @@ def test_random_neurons_are_as_many_of_each_mlp_and_do_something():
     assert len({tuple(one[0]) + tuple(one[1]) for one in drawn}) > 3
 
 
+OPENED = Options(prune="top-n", top_n=60, neurons=("m0", "m2"), neuron_share=0.8, n_random=3, steps=2)
+
+
 @pytest.fixture(scope="module")
 def found(tiny64, tiny_task):
-    options = Options(prune="top-n", top_n=60, neurons=("m0", "m2"), neuron_share=0.8, n_random=3, steps=2)
-    return discover(tiny64, tiny_task, options)
+    return discover(tiny64, tiny_task, OPENED)
 
 
 def test_what_discover_says_is_so(found, tiny64, tiny_task):
@@ -229,6 +219,7 @@ def test_its_files(found, tmp_path):
     names = [one["name"] for one in record["kept"]]
     assert json.loads((tmp_path / "circuit.json").read_text())["neurons"]["neurons"] == names
     assert not faults_of(tmp_path)
+    assert (kind_of(tmp_path / "neurons.json"), faults_of_file(tmp_path / "neurons.json")) == ("result", [])
     with (tmp_path / "neurons.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == names
     with (tmp_path / "neuron_edges.csv").open() as file:
@@ -246,6 +237,7 @@ def test_its_files(found, tmp_path):
         (["--neurons", "m9"], "m0 to m2"),
         (["--neurons", "m1,a0.h1"], "names no MLP"),
         (["--neurons", "seven"], "m0 to m2"),
+        (["--neurons", ","], "has no names"),
         (["--neurons", "m1", "--neuron-share", "0"], "above 0"),
         (["--neurons", "m1", "--ablation", "zero"], "corrupt or neutral"),
         (["--neurons", "m1", "--method", "exact"], "has none such"),
@@ -286,3 +278,50 @@ def test_its_tables(found):
     assert [cells[0] for cells in sets[0].cells()] == ["all", "these", "all but these", "none"]
     assert kept.rows[0].name in kept.markdown()
     assert "of the MLP's score" in kept.notes[0]
+
+
+def test_a_choice_that_was_stopped_goes_on_the_same(found, tiny64, tiny_task, tmp_path, monkeypatch):
+    """Stopped among the numbers that are tried: what was measured before is not measured again, and the file goes."""
+    monkeypatch.setattr(kept, "SAVE_SECONDS", -1.0)
+    state, made = tmp_path / "neurons.state", []
+
+    class Stopped(Exception):
+        pass
+
+    def stop_at_the_third(name):
+        def told(done, of):
+            if name == "fewest neurons" and done == 3:
+                raise Stopped
+
+        return told
+
+    def counted(name):
+        plain = getattr(below, name)
+        monkeypatch.setattr(below, name, lambda *given, **how: made.append(name) or plain(*given, **how))
+
+    counted("neuron_scores")
+    counted("measured_neurons")
+    discover(tiny64, tiny_task, OPENED)
+    whole = made.copy()
+    made.clear()
+    with pytest.raises(Stopped):
+        discover(tiny64, tiny_task, OPENED, state=tmp_path, stage=stop_at_the_third)
+    assert made == ["neuron_scores"] + ["measured_neurons"] * 3
+    assert state.is_file()
+    again = discover(tiny64, tiny_task, OPENED, state=tmp_path)
+    assert made == whole
+    assert again.opened.as_dict() == found.opened.as_dict()
+    assert not state.exists()
+    state.write_bytes(b"torn")
+    with pytest.warns(DamagedState, match="begins anew"):
+        assert discover(tiny64, tiny_task, OPENED, state=tmp_path).opened.as_dict() == found.opened.as_dict()
+
+
+def test_an_mlp_outside_the_circuit_is_said_and_costs_nothing(tiny64, tiny_task, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("nothing is to be scored")
+
+    monkeypatch.setattr(below, "neuron_scores", refuse)
+    about = discover(tiny64, tiny_task, Options(prune="top-n", top_n=2, neurons=("m1",), n_random=0, steps=1)).opened
+    assert about.notes == ("m1 is not in the circuit, and is not opened",)
+    assert about.kept == about.measured == ()

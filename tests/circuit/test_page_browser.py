@@ -8,12 +8,10 @@ import csv
 import io
 import json
 import math
-import os
-import shutil
-from urllib.parse import unquote
 
 import pytest
 from conftest import DATA, ROOT, woven
+from tests_browser import Seen
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.graph import Graph
@@ -24,7 +22,6 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.cli import app
 
 SCRIPT = "<script>alert(1)</script>"
-CHROMIUM = os.environ.get("PERSONA_CIRCUITS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 SAMPLE = ROOT / "docs" / "sample" / "persona-world.html"
 SHAPES = {
     "persona-world": (12, 12, 123),
@@ -32,17 +29,6 @@ SHAPES = {
     "400 edges": (12, 12, 400),
     "5,000 edges": (24, 16, 5000),
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,54 +55,6 @@ def path(runs):
     data["inside"]["example"]["tokens_a"] = [SCRIPT, *data["inside"]["example"]["tokens_a"][1:]]
     (runs / "page.html").write_text(page_html(data))
     return runs / "page.html"
-
-
-class Seen:
-    """A page in the browser; it must have said nothing when it is closed."""
-
-    def __init__(self, browser, path, fragment="", **how):
-        self.said = []
-        self.context = browser.new_context(accept_downloads=True, **how)
-        self.page = self.context.new_page()
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.said.append(request.url) if not self.known(request.url) else None)
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        self.page.goto(f"{path.as_uri()}{fragment}")
-        self.page.wait_for_selector("svg.graph .node")
-
-    @staticmethod
-    def known(url):
-        return url.startswith(("file:", "data:", "blob:"))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        self.context.close()
-        assert kind is not None or self.said == []
-
-    def edges(self):
-        """Names of the edges that are drawn."""
-        return self.page.eval_on_selector_all(
-            ".edges > g:not(.hidden)", "items => items.map((one) => one.getAttribute('data-edge'))"
-        )
-
-    def stop(self, place):
-        self.page.eval_on_selector(
-            "#stop", f"one => {{ one.value = {place}; one.dispatchEvent(new Event('input', {{ bubbles: true }})) }}"
-        )
-
-    def fragment(self):
-        return unquote(self.page.evaluate("location.hash"))
-
-    def saved(self, name):
-        self.page.click(".menu summary")
-        with self.page.expect_download() as download:
-            self.page.click(f"[data-save='{name}']")
-        content = open(download.value.path(), "rb").read()  # noqa: SIM115
-        self.page.click(".menu summary")
-        return content
 
 
 def test_the_slider_walks_the_circuits_of_the_file(browser, path):

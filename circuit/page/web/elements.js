@@ -46,7 +46,7 @@ export function table(caption, columns, rows, { onRow } = {}) {
   const body = h("tbody");
   const fill = (items) => body.replaceChildren(...items.map((row) => h("tr", {}, row.cells.map((cell, i) => h(
     i ? "td" : "th", { class: typeof cell === "number" || columns[i].number ? "number" : null, scope: i ? null : "row" },
-    i === 0 && onRow ? h("button", { type: "button", class: "link", onclick: () => onRow(row) }, String(cell)) : shownCell(cell, columns[i]),
+    i === 0 && onRow && row.node !== null ? h("button", { type: "button", class: "link", onclick: () => onRow(row) }, String(cell)) : shownCell(cell, columns[i]),
   )))));
   let by = null;
   let rising = false;

@@ -2,6 +2,7 @@
 
 import { nodeOf, page, rankOf, shape, views } from "./data.js";
 import { h, s, signed } from "./elements.js";
+import { anyOpened, isEverOpened, isOpened } from "./opened.js";
 import { state } from "./state.js";
 
 const CELL = shape.heads > 16 ? 34 : 48;
@@ -122,7 +123,8 @@ export class Drawing {
     const { x, y, width, height } = placeOf(node);
     const group = s("g", { class: `node ${node.kind}`, tabindex: "-1", role: "button", "data-node": node.name },
       s("rect", { x: x - width / 2, y: y - height / 2, width, height, rx: node.kind === "mlp" ? 8 : 3 }),
-      s("text", { x, y: y + 3.6 }, labelOf(node)));
+      s("text", { x, y: y + 3.6 }, labelOf(node)),
+      isEverOpened(node.name) ? s("circle", { class: "opened", cx: x + width / 2 - 1, cy: y - height / 2 + 1, r: 3.4 }) : null);
     for (const name of ["pointerenter", "focus"]) group.addEventListener(name, () => this.onHover(node));
     for (const name of ["pointerleave", "blur"]) group.addEventListener(name, () => this.onHover(null));
     group.addEventListener("click", (event) => (event.shiftKey ? state.togglePin(node.name) : state.set({ pick: node.name })));
@@ -148,6 +150,7 @@ export class Drawing {
       group.classList.toggle("pinned", pinned);
       group.classList.toggle("picked", pick === name);
       group.setAttribute("data-group", member < 0 ? "" : String(member % 6));
+      group.querySelector(".opened")?.classList.toggle("hidden", !isOpened(name));
       group.setAttribute("aria-pressed", String(pinned));
       group.setAttribute("tabindex", name === current ? "0" : "-1");
       group.setAttribute("aria-label", spoken(name, n, m, pinned, member < 0 ? "" : sets[member][0]));
@@ -214,7 +217,7 @@ function countsOf(edges, end) {
 }
 
 function spoken(name, into, out, pinned, group) {
-  return `${name}, ${into} edges in, ${out} out${pinned ? ", pinned" : ""}${group ? `, in group ${group}` : ""}`;
+  return `${name}, ${into} edges in, ${out} out${isOpened(name) ? ", opened" : ""}${pinned ? ", pinned" : ""}${group ? `, in group ${group}` : ""}`;
 }
 
 /** Bands of the layers, with their numbers, and a dot where a head is that no edge touches. */
@@ -247,7 +250,8 @@ export function legend() {
       sample("against", "score above 0: works against it"),
       run.edges.some((edge) => edge.core === false) ? sample("for fringe", "fringe: not in 90 % of resamples") : null,
     ];
-  return h("ul", { class: "legend" }, items, h("li", { class: "quiet" }, "width: the square root of |score|"));
+  const mark = s("svg", { class: "graph sample", viewBox: "0 0 34 10", "aria-hidden": "true" }, s("circle", { class: "opened", cx: 28, cy: 5, r: 4 }));
+  return h("ul", { class: "legend" }, items, anyOpened() ? h("li", {}, mark, "opened: its neurons or parts are beside the graph") : null, h("li", { class: "quiet" }, "width: the square root of |score|"));
 }
 
 export const titleOfEdge = (edge) => `${edge.name} ${signed(edge.score)}`;

@@ -3,6 +3,7 @@
 import { page } from "./data.js";
 import { heat } from "./charts.js";
 import { fixed, h, percent, signed, spelt, table } from "./elements.js";
+import { isKept } from "./opened.js";
 import { state } from "./state.js";
 
 const inside = page.inside;
@@ -16,7 +17,7 @@ export function insideOf(node) {
   if (!node || node.kind === "input" || node.kind === "logits") return along();
   const found = inside.nodes[node.name];
   if (!found) return h("p", { class: "quiet" }, "Only nodes of the circuit were looked into.");
-  return [direct(found), node.kind === "head" ? attention(node, found) : neurons(found), promoted(found)];
+  return [direct(found), node.kind === "head" ? attention(node, found) : neurons(node, found), promoted(found)];
 }
 
 function direct(found) {
@@ -73,12 +74,15 @@ function promoted(found) {
       h("p", { class: "tokens" }, list(found[`up_${key}`])), h("p", { class: "tokens" }, list(found[`down_${key}`]))))];
 }
 
-function neurons(found) {
+function neurons(node, found) {
   if (!found.neurons) return null;
   const show = (v) => signed(v, 3);
+  const kept = found.neurons.map((one) => ({ true: "yes", false: "no" }[isKept(node.name, one.neuron)] ?? null));
+  const told = kept.some((one) => one !== null);
   return table("Neurons with the largest direct effect on D", [
     { name: "neuron" }, { name: "of D", number: true, show }, { name: "under A", number: true, show }, { name: "under B", number: true, show },
-  ], found.neurons.map((one) => ({ cells: [`n${one.neuron}`, one.direct, one.a, one.b] })));
+    ...(told ? [{ name: "kept" }] : []),
+  ], found.neurons.map((one, i) => ({ cells: [`n${one.neuron}`, one.direct, one.a, one.b, ...(told ? [kept[i]] : [])] })));
 }
 
 /** The persona's signal by layer and position, and the logit lens along the depth. */

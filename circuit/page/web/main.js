@@ -3,6 +3,7 @@
 import { chips, filters, slider, toolbar } from "./controls.js";
 import { h } from "./elements.js";
 import { Drawing, legend, titleOfEdge } from "./graph.js";
+import { isOpened, openedSection } from "./opened.js";
 import { panel } from "./panel.js";
 import { controlSection, curveSection, edgeTable, heading, keySection, methodSection, pairSection, stabilitySection, verdictSection } from "./sections.js";
 import { state } from "./state.js";
@@ -32,7 +33,7 @@ const graph = new Drawing((what) => {
   const near = nearOf(what);
   bringOut(near);
   tip.hidden = !what;
-  if (what) tip.textContent = what.edge ? titleOfEdge(what) : `${what.name}: ${near.filter((e) => e.dst.name === what.name).length} in, ${near.filter((e) => e.src.name === what.name).length} out`;
+  if (what) tip.textContent = what.edge ? titleOfEdge(what) : `${what.name}: ${near.filter((e) => e.dst.name === what.name).length} in, ${near.filter((e) => e.src.name === what.name).length} out${isOpened(what.name) ? ", opened" : ""}`;
 });
 
 const graphArea = h("section", { id: "graph", "aria-label": "The circuit" }, slots.bar, slots.slide, slots.filter, slots.chip,
@@ -108,6 +109,6 @@ function scrollToPick() {
 }
 
 state.listen(draw);
-root.replaceChildren(...[heading(), graphArea, keySection(), curveSection(), controlSection(), stabilitySection(), verdictSection(), pairSection(), methodSection()].filter(Boolean), tip);
+root.replaceChildren(...[heading(), graphArea, keySection(), curveSection(), controlSection(), stabilitySection(), openedSection(), verdictSection(), pairSection(), methodSection()].filter(Boolean), tip);
 draw();
 scrollToPick();

@@ -3,6 +3,7 @@
 import { metricUnit, nodeOf, page } from "./data.js";
 import { fixed, h, percent, signed } from "./elements.js";
 import { insideOf } from "./inside.js";
+import { openedOf } from "./opened.js";
 import { strongestPaths, throughNodes } from "./paths.js";
 import { state } from "./state.js";
 
@@ -60,6 +61,7 @@ function nodePanel(node, shown, highlight) {
     edgeList("in", into),
     edgeList("out", out),
     through ? [h("h4", {}, "Strongest path through it"), pathLine(through, highlight)] : null,
+    openedOf(node),
     insideOf(node),
   ];
 }

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from persona_circuits.persona.behaviour import PARAPHRASE
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item, ItemFile
 from persona_circuits.persona.explanation.runs import Both, both_runs, can_come_nearer, margins, nearer, replay
-from persona_circuits.persona.study.context import PASSES, Context
-from persona_circuits.persona.study.numbers import Estimates, Found
+from persona_circuits.persona.study.context import PASSES, Context, evenly
+from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import write_levels
 
 __all__ = ["run_attention"]
@@ -37,14 +36,13 @@ NO_MASK = "this model's attention takes no mask of numbers"
 Values = NDArray[np.float64]
 
 
-def run_attention(context: Context, folder: Path) -> Found:
+def run_attention(context: Context, folder: Path) -> StageNumbers:
     """D and collapse of held-out pairs and of paraphrases, with more attention on the persona and elsewhere."""
-    numbers = Found()
+    numbers = StageNumbers(SOURCE)
     controls = () if context.controls is None else context.controls.items
-    sets = {
-        "pairs": (context.pairs, _some(context, context.main)),
-        "paraphrase": (context.controls, _some(context, [item for item in controls if item.control == PARAPHRASE])),
-    }
+    paraphrases = [item for item in controls if item.control == PARAPHRASE]
+    n = PASSES * context.options.max_pairs
+    sets = {"pairs": (context.pairs, evenly(context.main, n)), "paraphrase": (context.controls, evenly(paraphrases, n))}
     rows = []
     for kind, (file, items) in sets.items():
         if file is None or len(items) < 2:
@@ -68,12 +66,6 @@ def run_attention(context: Context, folder: Path) -> Found:
     shown |= {f"paraphrases, {boost} logits on them": f"attention.{boost}.paraphrase.collapse" for boost in BOOSTS}
     write_levels(folder, "attention", "Collapse with more attention on the persona", numbers.numbers, shown)
     return numbers
-
-
-def _some(context: Context, items: Sequence[Item]) -> list[Item]:
-    """At most ``PASSES`` times ``max_pairs`` of them, evenly taken."""
-    places = np.unique(np.linspace(0, len(items) - 1, PASSES * context.options.max_pairs).round().astype(int))
-    return [items[place] for place in places] if items else []
 
 
 def _measured(context: Context, file: ItemFile, kind: str) -> dict[str, Values] | None:
@@ -124,12 +116,13 @@ def _outcome(both: Both, logits: Sequence[torch.Tensor], candidates: Sequence[li
     return np.stack([divergence, np.array(same)])
 
 
-def _enter(numbers: Found, context: Context, items: Sequence[Item], kind: str, values: dict[str, Values]) -> None:
+def _enter(
+    numbers: StageNumbers, context: Context, items: Sequence[Item], kind: str, values: dict[str, Values]
+) -> None:
     estimates, of = Estimates(items, **context.draws), "" if kind == "pairs" else f".{kind}"
-    about: dict[str, Any] = {"source": SOURCE}
     before, collapsed = values["before"]
     what = "share of pairs with one most likely answer"
-    numbers.add(f"attention.before{of}.collapse", what=what, unit="share", **about, **estimates.share(collapsed))
+    numbers.add(f"attention.before{of}.collapse", what=what, unit="share", **estimates.share(collapsed))
     for boost in BOOSTS:
         for where in ("", "elsewhere"):
             after, same = values[f"{boost} {where}".strip()]
@@ -138,12 +131,10 @@ def _enter(numbers: Found, context: Context, items: Sequence[Item], kind: str, v
             text = f"with {boost} added to attention logits on {tokens}"
             if kind == "pairs":
                 ratio = estimates.ratio(after, before)
-                numbers.add(f"{name}.divergence_ratio", what=f"mean D {text} / mean D", **about, **ratio)
+                numbers.add(f"{name}.divergence_ratio", what=f"mean D {text} / mean D", **ratio)
             ratio = estimates.ratio(np.abs(after), np.abs(before))
-            numbers.add(f"{name}.divergence_abs_ratio", what=f"mean |D| {text} / mean |D|", **about, **ratio)
+            numbers.add(f"{name}.divergence_abs_ratio", what=f"mean |D| {text} / mean |D|", **ratio)
             share = estimates.share(same)
-            numbers.add(f"{name}.collapse", what=f"{what}, {text}", unit="share", **about, **share)
+            numbers.add(f"{name}.collapse", what=f"{what}, {text}", unit="share", **share)
             change = estimates.mean(same - collapsed, within=(-1.0, 1.0))
-            numbers.add(
-                f"{name}.collapse_change", what=f"{what}: {text}, minus before", unit="share", **about, **change
-            )
+            numbers.add(f"{name}.collapse_change", what=f"{what}: {text}, minus before", unit="share", **change)
