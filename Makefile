@@ -156,7 +156,8 @@ methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/met
 		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
 	if [ -n "$(SMOLLM2)" ]; then OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md \
 		--section methods-smollm2 --kept runs/methods.json --model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS) --max-pairs 8 --n-random 3 \
-		--train-steps 60 --without eap-ig-activations --without atp-star; fi
+		--train-steps 60 $(patsubst %,--without "%",eap-ig-activations atp-star) \
+		--without "eap-ig, finish" --without "eap-ig, learned gates, finish"; fi
 
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md

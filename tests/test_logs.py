@@ -16,7 +16,7 @@ FIRST = LOGS / "first_study"
 RESULTS = [*sorted(FIRST.glob("*/numbers.json")), *sorted(FIRST.glob("*/*/groups.csv"))]
 STUDIES = sorted([*LOGS.glob("smollm2*/numbers.json"), *LOGS.glob("gemma*/numbers.json")])
 SECOND = {
-    "smollm2-chat-cue": ["plan_v1.smollm2.json", "plan_v1.causes.json"],
+    "smollm2-chat-cue": ["plan_v1.smollm2.json", "plan_v1.causes.json", "plan_v1.heads.json"],
     "smollm2-few-shot": ["plan_v1.held_out_format.json"],
     "gemma-first-person": ["plan_v1.gemma.json"],
 }

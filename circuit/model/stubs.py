@@ -130,8 +130,9 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
-        # The report of missing and surplus weights is what ``check_keys`` refuses by.
-        if "LOAD REPORT" not in text and text not in self.notes:
+        # ``check_keys`` refuses by the report of missing and surplus weights; to TransformerLens the name of a folder
+        # may be an old one of its own names for models.
+        if "LOAD REPORT" not in text and not text.startswith("DEPRECATED") and text not in self.notes:
             self.notes.append(text)
 
 

@@ -349,6 +349,7 @@ def test_what_the_host_library_says_is_kept_and_shown(folder, monkeypatch, capsy
         return read(*args, **how)
 
     assert load_model(place).notes == ()
+    assert load_model(place, label="gpt2-small").notes == ()  # to the host library that is an old name
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", speaks)
     handlers = logging.getLogger("transformers").handlers
     assert load_model(place).notes == ("a tokenizer of another kind", "rope parameters are odd")

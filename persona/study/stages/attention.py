@@ -57,13 +57,14 @@ def run_attention(context: Context, folder: Path) -> StageNumbers:
                    for what, each in zip(("D", "collapse"), two, strict=True)}  # fmt: skip
         rows += [{"id": item.pair.id, "of": kind, **{key: each[i] for key, each in columns.items()}}
                  for i, item in enumerate(items)]  # fmt: skip
-    write_csv(rows, folder / "pairs.csv")
+    if rows:
+        write_csv(rows, folder / "pairs.csv")
     shown = {"as it is": "attention.before.collapse"}
     for boost in BOOSTS:
-        shown |= {f"{boost} logits on the persona": f"attention.{boost}.collapse",
-                  f"{boost} logits elsewhere": f"attention.{boost}.elsewhere.collapse"}  # fmt: skip
+        shown |= {f"+{boost} on the persona": f"attention.{boost}.collapse",
+                  f"+{boost} elsewhere": f"attention.{boost}.elsewhere.collapse"}  # fmt: skip
     shown |= {"paraphrases": "attention.before.paraphrase.collapse"}
-    shown |= {f"paraphrases, {boost} logits on them": f"attention.{boost}.paraphrase.collapse" for boost in BOOSTS}
+    shown |= {f"paraphrases, +{boost} on what differs": f"attention.{boost}.paraphrase.collapse" for boost in BOOSTS}
     write_levels(folder, "attention", "Collapse with more attention on the persona", numbers.numbers, shown)
     return numbers
 
