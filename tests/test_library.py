@@ -96,7 +96,7 @@ def test_the_readmes_library_section_runs(tmp_path, monkeypatch):
     assert scope["tested"].report.circuit.ratio_of_means > 0.5
     assert scope["tested"].results is None
     assert len(persona_circuits.read_circuit("runs/mine").record["evaluations"]) == 1
-    assert scope["found"].record["task"]["metric"] == "margin"
+    assert scope["result"].record["task"]["metric"] == "margin"
     assert (tmp_path / "circuit.svg").exists()
 
 
