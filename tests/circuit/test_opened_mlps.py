@@ -313,7 +313,7 @@ def test_a_choice_that_was_stopped_goes_on_the_same(found, tiny64, tiny_task, tm
     assert again.opened.as_dict() == found.opened.as_dict()
     assert not state.exists()
     state.write_bytes(b"torn")
-    with pytest.warns(DamagedState, match="begins anew"):
+    with pytest.warns(DamagedState, match="starts again"):
         assert discover(tiny64, tiny_task, OPENED, state=tmp_path).opened.as_dict() == found.opened.as_dict()
 
 
