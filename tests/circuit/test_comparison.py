@@ -22,7 +22,6 @@ from persona_circuits.circuit.assessment.comparison import (
     settings_apart,
     statistics,
 )
-from persona_circuits.circuit.assessment.comparison import study as module
 from persona_circuits.circuit.discovery import MeasureOptions, Options, discover
 from persona_circuits.circuit.drawing import Marks, draw, to_agraph
 from persona_circuits.circuit.errors import OptionError
@@ -114,7 +113,7 @@ def test_a_common_core_is_found():
 def test_exchange_maps_the_graph_onto_itself():
     rng = np.random.default_rng(0)
     for graph in (GRAPH, Graph(2, 3, parallel=True)):
-        move = module._exchange(graph, rng)
+        move = np.ix_(*graph.permuted_heads(rng))
         assert (graph.valid[move] == graph.valid).all()
         (circuit,) = random_circuits(graph, 15, 1, seed=1)
         moved = Circuit(graph, circuit.mask[move])
