@@ -10,7 +10,6 @@ lens.html, *.png     the figures
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -293,12 +292,12 @@ def _decision_figure(study: LensStudy) -> Chart:
 
 
 def _attribution_map(study: LensStudy) -> Chart:
-    means = [estimate.value for estimate in study.attribution.estimates]
-    title = f"Direct logit attribution of the persona effect (D): sum {sum(means):+.2f} logits, input {means[0]:+.2f}"
+    means = np.array([estimate.value for estimate in study.attribution.estimates])
+    title = f"Direct logit attribution of the persona effect (D): sum {means.sum():+.2f} logits, input {means[0]:+.2f}"
     return component_map(study.graph, means, study.graph.n_layers, title=title, unit="logits")
 
 
-def component_map(graph: Graph, values: Sequence[float], n_layers: int, *, title: str, unit: str) -> Chart:
+def component_map(graph: Graph, values: np.ndarray, n_layers: int, *, title: str, unit: str) -> Chart:
     """Heads, the MLP and the attention bias of the first layers; ``values`` as ``component_names`` are."""
     layers = range(n_layers)
     rows = [[*values[graph.heads_of(at)], values[graph.mlp_of(at)], values[graph.n_src + at]] for at in layers]
