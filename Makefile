@@ -151,11 +151,11 @@ bench-start: $(READY)  ## what commands cost before their work, and what is inst
 
 methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/methods.md
 	mkdir -p runs
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --kept runs/methods.json \
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --kept runs/methods.json --figures docs/images \
 		--model models/persona-world --pairs datasets/pairs_demo.jsonl \
 		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
 	if [ -n "$(SMOLLM2)" ]; then OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md \
-		--section methods-smollm2 --kept runs/methods.json --model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS) --max-pairs 8 --n-random 3 \
+		--section methods-smollm2 --kept runs/methods.json --figures docs/images --model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS) --max-pairs 8 --n-random 3 \
 		--train-steps 60 $(patsubst %,--without "%",eap-ig-activations atp-star) \
 		--without "eap-ig, finish" --without "eap-ig, learned gates, finish"; fi
 

@@ -32,9 +32,12 @@ from persona_circuits.circuit.discovery.stages import set_up
 from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.evaluation import Rule, pair_scores
 from persona_circuits.circuit.evaluation.curves import Spread, smallest
+from persona_circuits.circuit.evaluation.curves.sweep_files import f_by_size
 from persona_circuits.circuit.evaluation.stability import stability_report
+from persona_circuits.circuit.figures import Chart, Curve, png_bytes
 from persona_circuits.circuit.model import Model, load_model
 from persona_circuits.circuit.progress import untold_stage
+from persona_circuits.circuit.reporting.curves import COLOURS
 from persona_circuits.circuit.task import MODEL, Task, encode, load_task, resolve
 from persona_circuits.circuit.task.shipped_files import PAIRS
 
@@ -112,6 +115,27 @@ def _area(model: Model, task: Task, name: str, n_random: int) -> float | None:
     study = curve_study(model, task, CurveOptions(scorers=(name,), orders=("absolute",), n_random=n_random))
     found = study.report.bands[0].cmd if study.report.bands else study.report.curves[0].cmd
     return found.mean if isinstance(found, Spread) else found
+
+
+def figure(model: Model, task: Task, scorers: tuple[str, ...], n_random: int) -> Chart:
+    """f on held-out pairs against the share of edges kept in the order of |score|: every scorer, and random orders."""
+    options = CurveOptions(scorers=(*scorers, "random"), orders=("absolute",), n_random=n_random)
+    report = curve_study(model, task, options).report
+    lines = [
+        Curve(
+            curve.scorer,
+            [point.share for point in curve.points],
+            [point.faithfulness for point in curve.points],
+            colour=COLOURS[i % len(COLOURS)],
+            dash="solid" if i < len(COLOURS) else "dash",
+        )
+        for i, curve in enumerate(report.curves)
+    ]
+    for band in report.bands:
+        mean = [point.faithfulness.mean for point in band.points]
+        lines.append(Curve("random", [point.share for point in band.points], mean, colour="#8a8a8a", dash="dot"))
+    title = f"{Path(model.name).name}: faithfulness by share of edges, {report.n_pairs} held-out pairs"
+    return f_by_size(lines, title, "share of edges kept")
 
 
 def _row(name: str, model: Model, task: Task, options: Options, cmd: float | None) -> list[str]:
@@ -192,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n-random", type=int, default=10)
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     parser.add_argument("--section", default="methods", help="name of the marks")
+    parser.add_argument("--figures", type=Path, help="folder for a picture of f against edges for every model")
     parser.add_argument("--kept", type=Path, help="file in which rows are kept, so that a stopped run goes on")
     args = parser.parse_args(argv)
     models, pairs = args.model or [MODEL], args.pairs or [PAIRS]
@@ -206,6 +231,10 @@ def main(argv: list[str] | None = None) -> int:
             key = (Path(name).name, Path(file).stem)
             results[key] = rows_of(model, task, args, kept)
             print(table({key: results[key]}), flush=True)
+            if args.figures:
+                scorers = tuple(one for one in SCORERS if one not in args.without)
+                picture = png_bytes(figure(model, task, scorers, args.n_random))
+                (args.figures / f"methods-{key[0]}.png").write_bytes(picture)
     except PersonaCircuitsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
