@@ -170,4 +170,4 @@ def test_every_command_with_figures_writes_one(command):
     module = inspect.getmodule(inspect.unwrap(function))
     own = inspect.getsource(inspect.unwrap(function))
     helpers = "".join(inspect.getsource(module) for name in ("_write_curves", "_write_explanation") if name in own)
-    assert re.search(r"\bindex\(context, ", own + helpers)
+    assert re.search(r"\b(index|result_folder)\(context, ", own + helpers)
