@@ -86,7 +86,7 @@ def read_opened(place: Path) -> dict[str, Any]:
     Raises:
         FileError: one holds something else.
     """
-    found = {}
+    contents = {}
     for name, file in FILES.items():
         path = place / file
         if not path.is_file():
@@ -94,25 +94,25 @@ def read_opened(place: Path) -> dict[str, Any]:
         content = read_json(path, Kind("file of the run"))
         if faults := schema_faults(content, SCHEMAS[name]):
             raise FileError(listed(f"{path} is no such file of discover; it has {len(faults)} fault(s):", faults))
-        found[name] = content
-    return found
+        contents[name] = content
+    return contents
 
 
 def opened_data(opened: Mapping[str, Any], stored: StoredCircuit) -> dict[str, Any]:
     """What the page has of either, where it is of just this circuit; what an earlier circuit left is not."""
-    found = {}
+    data = {}
     if (neurons := opened.get("neurons")) is not None and _are_of(neurons, stored.record):
-        found["neurons"] = _neurons(neurons)
+        data["neurons"] = _neurons(neurons)
     if (heads := opened.get("heads")) is not None and _have_edges_of(heads["parts"], stored):
         keys = ("parts", "split", "n_pairs", "n_attended", "drawn_over")
-        found["heads"] = {key: heads[key] for key in keys} | {"attended": [*map(_attended, heads["attended"])]}
-    return found
+        data["heads"] = {key: heads[key] for key in keys} | {"attended": [*map(_attended, heads["attended"])]}
+    return data
 
 
 def _are_of(neurons: Mapping[str, Any], record: Mapping[str, Any] | None) -> bool:
     """Whether the circuit's file names the same MLPs and neurons."""
     known = (record or {}).get("neurons")
-    names = [one["name"] for one in neurons["kept"]]
+    names = [neuron["name"] for neuron in neurons["kept"]]
     return known is not None and (known["mlps"], known["neurons"]) == (list(neurons["n_neurons"]), names)
 
 
@@ -121,18 +121,20 @@ def _have_edges_of(parts: Sequence[Mapping[str, Any]], stored: StoredCircuit) ->
     slots = {"query-key": ("<q>", "<k>"), "value-output": ("<v>",)}
     names = stored.circuit.edge_names()
     return all(
-        sum(name.endswith(tuple(f"->{one['head']}{slot}" for slot in slots.get(one["part"], ()))) for name in names)
-        == one["n_edges"]
-        for one in parts
+        sum(name.endswith(tuple(f"->{part['head']}{slot}" for slot in slots.get(part["part"], ()))) for name in names)
+        == part["n_edges"]
+        for part in parts
     )
 
 
 def _neurons(neurons: Mapping[str, Any]) -> dict[str, Any]:
     kept = [
-        {**one, **{ends: _largest(one[ends], MOST_EDGES) for ends in ("sources", "destinations")}}
-        for one in neurons["kept"][:MOST_NEURONS]
+        {**neuron, **{ends: _largest(neuron[ends], MOST_EDGES) for ends in ("sources", "destinations")}}
+        for neuron in neurons["kept"][:MOST_NEURONS]
     ]
-    counts = {mlp: sum(one["name"].startswith(f"{mlp}.") for one in neurons["kept"]) for mlp in neurons["n_neurons"]}
+    counts = {
+        mlp: sum(neuron["name"].startswith(f"{mlp}.") for neuron in neurons["kept"]) for mlp in neurons["n_neurons"]
+    }
     keys = ("asked", "method", "n_neurons", "scores", "kept_scores", "measured", "notes")
     return {**{key: neurons[key] for key in keys}, "n_kept": counts, "kept": kept}
 
@@ -141,13 +143,13 @@ def _largest(terms: Mapping[str, float], most: int) -> list[list[Any]]:
     return [[name, value] for name, value in sorted(terms.items(), key=lambda item: -abs(item[1]))[:most]]
 
 
-def _attended(one: Mapping[str, Any]) -> dict[str, Any]:
+def _attended(span: Mapping[str, Any]) -> dict[str, Any]:
     """The terms of a score: the sources with the largest ones on either side, and the sum of the others."""
-    query, key = one["query"], one["key"]
+    query, key = span["query"], span["key"]
     first = dict.fromkeys(name for side in (query, key) for name, _ in _largest(side, MOST_TERMS))
     terms = [[name, query.get(name, 0.0), key.get(name, 0.0)] for name in first]
     terms.sort(key=lambda term: -max(map(abs, term[1:])))
     sums = (sum(value for name, value in side.items() if name not in first) for side in (query, key))
     others = [len((query.keys() | key.keys()) - first.keys()), *sums]
     keys = ("head", "span", "attention_a", "attention_b", "score", "interval")
-    return {**{key: one[key] for key in keys}, "terms": terms, "others": others}
+    return {**{key: span[key] for key in keys}, "terms": terms, "others": others}

@@ -40,6 +40,7 @@ from persona_circuits.circuit.storage import Kept, packed, unpacked
 from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
+    NO_MASK,
     Both,
     Removed,
     at_last,
@@ -254,7 +255,7 @@ def _alike(
 
 def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     if not can_come_nearer(both.clean.context):
-        return [Outcome("nearness", None, {}, "this model's attention takes no mask of numbers")] * len(items)
+        return [Outcome("nearness", None, {}, NO_MASK)] * len(items)
     now = _divergence(both, [run.logits for run in both.runs]).tolist()
     nearer_d = {
         boost: _divergence(

@@ -23,6 +23,7 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.task import Batch, Row, batches
 
 __all__ = [
+    "NO_MASK",
     "Both",
     "Removed",
     "at_last",
@@ -165,6 +166,10 @@ def scaled(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Floa
             after = stream + at_last(added, torch.cat([push * (of_a - of_b), push * (of_b - of_a)]))
             stream = after + block.mlp(stream if block.parallel else after)
         return list(model.unembed(stream[:, -1]).chunk(2))
+
+
+NO_MASK = "this model's attention takes no mask of numbers"
+"""Said where ``can_come_nearer`` does not hold."""
 
 
 def can_come_nearer(context: Context) -> bool:

@@ -44,6 +44,7 @@ from persona_circuits.persona.explanation.groups import Explained, Group, group_
 from persona_circuits.persona.explanation.inside import Inside, look_inside
 from persona_circuits.persona.explanation.null import CausalTest, null_of
 from persona_circuits.persona.explanation.options import ExplainOptions
+from persona_circuits.persona.explanation.runs import NO_MASK
 from persona_circuits.persona.explanation.testing import Asking, tested
 from persona_circuits.persona.explanation.truth import Agreement, agreement, expected_of
 from persona_circuits.persona.explanation.verdicts import Null, Numbers, Thresholds, judge, load_thresholds
@@ -362,7 +363,7 @@ def _notes(main: Sequence[Explained], null: Null, tests: Mapping[str, CausalTest
             "so kappa is unknown and cancellation cannot be found"
         )
     if any(row.inside.slope is None for row in main):
-        notes.append("this model's attention takes no mask of numbers: access is unknown, nearness cannot be tested")
+        notes.append(f"{NO_MASK}: access is unknown, nearness cannot be tested")
     if len({row.item.question for row in main}) == 1 and len({row.item.persona_pair for row in main}) == 1:
         notes.append("one question and two personas only: prompts differ in little else, so all signals are large")
     if any(row.item.names_no_more for row in main):

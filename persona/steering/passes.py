@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Chang
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import place_of
 
-__all__ = ["added", "chosen_pairs", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
+T = TypeVar("T")
+
+__all__ = ["added", "chosen_pairs", "evenly", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
 
 
 def steered_prompts(
@@ -79,7 +81,7 @@ def some_pairs(file: ExampleFile, n: int) -> ExampleFile:
     every = len(file.items)
     if n >= every:
         return file
-    return chosen_pairs(file, evenly(every, n))
+    return chosen_pairs(file, evenly(range(every), n))
 
 
 def chosen_pairs(file: ExampleFile, places: Sequence[int]) -> ExampleFile:
@@ -88,9 +90,10 @@ def chosen_pairs(file: ExampleFile, places: Sequence[int]) -> ExampleFile:
     return replace(file, items=tuple(file.items[i] for i in places), examples=examples)
 
 
-def evenly(count: int, n: int) -> list[int]:
-    """At most ``n`` indices below ``count``, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int)).tolist()
+def evenly(values: Sequence[T], n: int) -> list[T]:
+    """At most ``n`` of these, evenly taken."""
+    places = np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int)
+    return [values[place] for place in np.unique(places)]
 
 
 def added(

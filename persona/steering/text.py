@@ -112,7 +112,7 @@ def generate_steered(
         (PLAIN, 0.0, directions),
         *((name, s, each) for s in used for name, each in (("direction", directions), ("random", random))),
     ]
-    chosen = evenly(len(study.prompts), n_pairs)
+    chosen = evenly(range(len(study.prompts)), n_pairs)
     prompts = [(i, "B", study.prompts.sides[1][i]) for i in chosen]
     prompts += [(i, "neutral", study.prompts.neutral[i]) for i in chosen]
     said: dict[tuple[int, int], Said] = {}

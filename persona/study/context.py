@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 
 from persona_circuits import metrics
@@ -23,21 +22,11 @@ from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_
 from persona_circuits.persona.data import ExampleFile, ItemFile, Persona, examples_of, items_of, read_personas
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.steering import some_pairs
+from persona_circuits.persona.steering.passes import evenly
 from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
 from persona_circuits.persona.study.options import StudyOptions
 
-__all__ = [
-    "AXES",
-    "NO_FRAMES",
-    "NO_WORDINGS",
-    "PASSES",
-    "Context",
-    "StudyFile",
-    "StudyFiles",
-    "axes_of",
-    "evenly",
-    "some_of",
-]
+__all__ = ["AXES", "NO_FRAMES", "NO_WORDINGS", "PASSES", "Context", "StudyFile", "StudyFiles", "axes_of", "some_of"]
 
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
@@ -53,7 +42,6 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "least_mass": (),
 }
 """Files and options on which only these stages depend; all stages depend on the others."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -236,12 +224,6 @@ class Context:
         if self.prior is not None:
             parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
             self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
-
-
-def evenly(values: Sequence[T], n: int) -> list[T]:
-    """At most ``n`` of these, evenly taken."""
-    places = np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int)
-    return [values[place] for place in np.unique(places)]
 
 
 def some_of(task: Task, n: int) -> Task:

@@ -22,7 +22,8 @@ from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_of, margins, replay
-from persona_circuits.persona.study.context import NO_FRAMES, Context, evenly
+from persona_circuits.persona.steering.passes import evenly
+from persona_circuits.persona.study.context import NO_FRAMES, Context
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import across_figure
 

@@ -21,8 +21,9 @@ from persona_circuits.circuit.task import Task, encode
 from persona_circuits.persona.behaviour import PARAPHRASE
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item, ItemFile
-from persona_circuits.persona.explanation.runs import Both, both_runs, can_come_nearer, margins, nearer, replay
-from persona_circuits.persona.study.context import PASSES, Context, evenly
+from persona_circuits.persona.explanation.runs import NO_MASK, Both, both_runs, can_come_nearer, margins, nearer, replay
+from persona_circuits.persona.steering.passes import evenly
+from persona_circuits.persona.study.context import PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import write_levels
 
@@ -32,7 +33,6 @@ BOOSTS = (1, 2)
 """Added to attention logits."""
 DRAWS = 3
 SOURCE = "attention/pairs.csv"
-NO_MASK = "this model's attention takes no mask of numbers"
 Values = NDArray[np.float64]
 
 

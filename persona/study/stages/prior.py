@@ -28,7 +28,8 @@ from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_runs, margins, prefix_of, replay
-from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context, evenly
+from persona_circuits.persona.steering.passes import evenly
+from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, StageNumbers
 from persona_circuits.persona.study.stages.figures import write_levels
 
