@@ -92,49 +92,54 @@ class Kept:
 def rows_of(model: Model, task: Task, args: argparse.Namespace, kept: Kept) -> list[list[str]]:
     """Every method on one model, the control last."""
     same: dict[str, Any] = {"target_faithfulness": TARGET, "n_random": args.n_random, "steps": STEPS}
-    key = f"{model.fingerprint} {task.sha256} {len(task)} {args.n_random}"
-    scorers = tuple(name for name in SCORERS if name not in args.without)
+    key, scorers = _key(model, task, args), _scorers(args)
     asked = {name: {"method": name} for name in scorers} | OTHERS | {"random": {"method": "random"}}
-    cmd = {
-        name: kept.of(f"{key} CMD {name}", lambda n=name: _area(model, task, n, args.n_random))
-        for name in (*scorers, "random")
-    }
+    curves = {name: _curve(name, model, task, args, kept) for name in (*scorers, "random")}
     rows = []
     for name, options in asked.items():
         if name in args.without:
             continue
         steps = {"train_steps": args.train_steps} if options.get("prune") == "learn" else {}
         wanted = Options(**same, **options, **steps)
-        rows.append(kept.of(f"{key} {wanted!r}", lambda n=name, w=wanted: _row(n, model, task, w, cmd.get(n))))
+        cmd = curves[name]["cmd"] if name in curves else None
+        rows.append(kept.of(f"{key} {wanted!r}", lambda n=name, w=wanted, c=cmd: _row(n, model, task, w, c)))
         print(*rows[-1], sep=" | ", flush=True)
     return rows
 
 
-def _area(model: Model, task: Task, name: str, n_random: int) -> float | None:
-    """CMD of a scorer, or the mean of random ones."""
-    study = curve_study(model, task, CurveOptions(scorers=(name,), orders=("absolute",), n_random=n_random))
-    found = study.report.bands[0].cmd if study.report.bands else study.report.curves[0].cmd
-    return found.mean if isinstance(found, Spread) else found
+def _key(model: Model, task: Task, args: argparse.Namespace) -> str:
+    """What a model's kept results are of."""
+    return f"{model.fingerprint} {task.sha256} {len(task)} {args.n_random}"
 
 
-def figure(model: Model, task: Task, scorers: tuple[str, ...], n_random: int) -> Chart:
+def _scorers(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in SCORERS if name not in args.without)
+
+
+def _curve(name: str, model: Model, task: Task, args: argparse.Namespace, kept: Kept) -> dict[str, Any]:
+    """A scorer's faithfulness on held-out pairs by share of edges, and its CMD; of random ones the means."""
+
+    def made() -> dict[str, Any]:
+        options = CurveOptions(scorers=(name,), orders=("absolute",), n_random=args.n_random)
+        report = curve_study(model, task, options).report
+        (line,) = report.bands or report.curves
+        mean = [x.mean if isinstance(x, Spread) else x for x in (p.faithfulness for p in line.points)]
+        cmd = line.cmd.mean if isinstance(line.cmd, Spread) else line.cmd
+        return {"cmd": cmd, "shares": [point.share for point in line.points], "f": mean, "pairs": report.n_pairs}
+
+    return kept.of(f"{_key(model, task, args)} curve {name}", made)
+
+
+def figure(model: Model, task: Task, args: argparse.Namespace, kept: Kept) -> Chart:
     """f on held-out pairs against the share of edges kept in the order of |score|: every scorer, and random orders."""
-    options = CurveOptions(scorers=(*scorers, "random"), orders=("absolute",), n_random=n_random)
-    report = curve_study(model, task, options).report
-    lines = [
-        Curve(
-            curve.scorer,
-            [point.share for point in curve.points],
-            [point.faithfulness for point in curve.points],
-            colour=COLOURS[i % len(COLOURS)],
-            dash="solid" if i < len(COLOURS) else "dash",
-        )
-        for i, curve in enumerate(report.curves)
-    ]
-    for band in report.bands:
-        mean = [point.faithfulness.mean for point in band.points]
-        lines.append(Curve("random", [point.share for point in band.points], mean, colour="#8a8a8a", dash="dot"))
-    title = f"{Path(model.name).name}: faithfulness by share of edges, {report.n_pairs} held-out pairs"
+    lines = []
+    for i, name in enumerate(_scorers(args)):
+        curve = _curve(name, model, task, args, kept)
+        dash = "solid" if i < len(COLOURS) else "dash"
+        lines.append(Curve(name, curve["shares"], curve["f"], colour=COLOURS[i % len(COLOURS)], dash=dash))
+    random = _curve("random", model, task, args, kept)
+    lines.append(Curve("random", random["shares"], random["f"], colour="#8a8a8a", dash="dot"))
+    title = f"{Path(model.name).name}: faithfulness by share of edges, {random['pairs']} held-out pairs"
     return f_by_size(lines, title, "share of edges kept")
 
 
@@ -232,8 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             results[key] = rows_of(model, task, args, kept)
             print(table({key: results[key]}), flush=True)
             if args.figures:
-                scorers = tuple(one for one in SCORERS if one not in args.without)
-                picture = png_bytes(figure(model, task, scorers, args.n_random))
+                picture = png_bytes(figure(model, task, args, kept))
                 (args.figures / f"methods-{key[0]}.png").write_bytes(picture)
     except PersonaCircuitsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -496,7 +496,9 @@ def test_the_table_of_methods_has_a_row_for_each_and_says_what_eap_ig_is_beaten_
         assert float(row[7]) >= 0.8
     assert rows[2][-2] == "0"
     capsys.readouterr()
-    assert methods.main([*given, "--kept", str(tmp_path / "kept.json")]) == 0  # nothing is computed again
+    given += ["--kept", str(tmp_path / "kept.json"), "--figures", str(tmp_path)]
+    assert methods.main(given) == 0  # nothing is computed again
+    assert (tmp_path / "methods-tiny-gpt2.png").stat().st_size > 10_000
     row = {"method": "eap-ig", "at .8": "1,000", "CMD": "0.050"}
     others = [{"method": "a", "at .8": "500", "CMD": ""}, {"method": "b", "at .8": "501", "CMD": "0.049"}]
     assert (

@@ -10,6 +10,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
 from persona_circuits.circuit.forward.gated import gated_logits
 from persona_circuits.circuit.pruning import Schedule, learn, top_n
+from persona_circuits.circuit.pruning.learn import TIES, WIDE, _of_edges
 from persona_circuits.circuit.storage import kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
@@ -53,15 +54,16 @@ def test_the_gradient_at_a_gate_is_its_finite_difference(tiny64, groups):
         assert float(slope[src, dst]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("nodes_above", [1_000_000, 0])
 @pytest.mark.parametrize(("name", "scored"), [("bottleneck", True), ("cancel", False)])
-def test_planted_circuits_are_found(name, scored):
-    """From scores, and from none: the gates of the true edges are those that stay open."""
+def test_planted_circuits_are_found(name, scored, nodes_above):
+    """From scores, and from none: the gates of the true edges are those that stay open, also with nodes first."""
     (truth,) = (one for one in planted_models() if one.name == name)
     model = truth.model()
     rows = batches(with_swap_rows(encode(truth.task, model)), 64, "cpu")
     scores = eap_ig(model, rows, METRIC) if scored else None
     n = len(truth.true_edges)
-    found = learn(model, rows, METRIC, scores, Schedule(n, steps=300))
+    found = learn(model, rows, METRIC, scores, Schedule(n, steps=300, nodes_above=nodes_above))
     true = Circuit.of(model.graph, truth.true_edges).mask[model.graph.valid]
     assert roc_auc_score(true, found.open.values[model.graph.valid]) >= 0.98
 
@@ -76,23 +78,51 @@ def test_it_keeps_more_of_the_effect_than_the_scores_it_started_from(tiny, group
     assert miss[0] < 0.8 * miss[1]
 
 
-def test_training_that_was_stopped_goes_on_the_same(tiny, groups, tmp_path, monkeypatch):
+def test_nodes_are_chosen_together_before_the_edges_between_them(tiny, groups):
+    """Edges outside the chosen nodes stay shut whatever their score; between them are at least 8 n, or all."""
+    graph, n = tiny.graph, 6
+    scores = eap_ig(tiny, groups, METRIC)
+    found = learn(tiny, groups, METRIC, scores, Schedule(n, steps=30, nodes_above=0))
+    within = found.open.values > TIES
+    sources = within.any(axis=1)
+    inside = graph.valid & sources[:, None] & graph.slots_of(sources)
+    assert WIDE * n <= within.sum() <= inside.sum() < graph.n_edges
+    assert sources[0]
+    assert len(found.circuit) <= n
+
+
+def test_an_edge_is_as_open_as_both_its_nodes(tiny):
+    graph, rng = tiny.graph, np.random.default_rng(3)
+    nodes = rng.random(graph.n_src)
+    gates = _of_edges(graph, torch.from_numpy(nodes)).numpy()
+    at = {name: value for name, value in zip(graph.src_names, nodes, strict=True)} | {"logits": 1.0}
+    for src, dst in np.argwhere(graph.valid).tolist():
+        owner = str(graph.dst_slots[dst][0])
+        assert gates[src, dst] == at[graph.src_names[src]] * at[owner]
+    assert not gates[~graph.valid].any()
+
+
+@pytest.mark.parametrize("nodes_above", [1_000_000, 0])
+@pytest.mark.parametrize("at", [2, 6])
+def test_training_that_was_stopped_goes_on_the_same(at, nodes_above, tiny, groups, tmp_path, monkeypatch):
+    """Stopped with nodes first among the nodes' steps, and among the edges'."""
     monkeypatch.setattr(kept, "SAVE_SECONDS", -1.0)
-    scores, schedule, state = eap_ig(tiny, groups, METRIC), Schedule(30, steps=8), tmp_path / "gates.safetensors"
+    scores, state = eap_ig(tiny, groups, METRIC), tmp_path / "gates.safetensors"
+    schedule = Schedule(30, steps=9, nodes_above=nodes_above)
     whole = learn(tiny, groups, METRIC, scores, schedule)
 
     class Stopped(Exception):
         pass
 
     def stop(done, _total):
-        if done == 6:
+        if done == at:
             raise Stopped
 
     with pytest.raises(Stopped):
         learn(tiny, groups, METRIC, scores, schedule, state=state, progress=stop)
     steps = []
     again = learn(tiny, groups, METRIC, scores, schedule, state=state, progress=lambda done, _: steps.append(done))
-    assert steps[0] > 1
+    assert steps == list(range(steps[0], 10)) and steps[0] > 1
     np.testing.assert_array_equal(again.open.values, whole.open.values)
     assert not state.exists()
 
