@@ -18,7 +18,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-smollm2 bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers tracr tracr-compile clean
+.PHONY: demo real circuit sample study first-study test shapes test-fast check types bench bench-smollm2 bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers tracr tracr-compile clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -91,10 +91,13 @@ first-study: $(READY)  ## the first study again, on the shipped model, and on th
 test: $(READY)  ## set up, run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+shapes: $(READY)  ## the shapes in signatures, at every call that some of the tests make
+	PERSONA_CIRCUITS_SHAPES=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/circuit tests/persona
+
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
-check: types  ## formatting, lint, types, and the directions of imports
+check: types shapes  ## formatting, lint, types, shapes, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests/test_architecture.py

@@ -1,45 +1,56 @@
-"""Shared fixtures. Shapes in signatures are checked; in production nothing is, and it costs nothing.
+"""Shared fixtures.
 
-The check doubles what a small model takes, so a test of many cases has it in its first, and tests of whole commands,
-which call what others call with shapes checked, have none.
+``PERSONA_CIRCUITS_SHAPES=1`` checks the shapes in signatures at every call. That doubles what a small model takes, so
+only the first cases of some tests run then, the same ones every time. In production nothing is checked.
 """
 
-from jaxtyping import config as jaxtyping_config
-from jaxtyping import install_import_hook
+import json
+import os
+import signal
+import warnings
+from functools import cache
+from pathlib import Path
+from zlib import crc32
 
-_HOOK = install_import_hook(
-    [f"persona_circuits.{name}" for name in ("circuit", "metrics", "persona")], "beartype.beartype"
-)
+import pytest
+import torch
 
-import json  # noqa: E402
-import signal  # noqa: E402
-import warnings  # noqa: E402
-from functools import cache  # noqa: E402
-from pathlib import Path  # noqa: E402
+SHAPES = bool(os.environ.get("PERSONA_CIRCUITS_SHAPES"))
+if SHAPES:
+    from jaxtyping import install_import_hook
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+    install_import_hook([f"persona_circuits.{name}" for name in ("circuit", "metrics", "persona")], "beartype.beartype")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background, whose children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
+
+
 WHOLE_COMMANDS = tuple(
     f"test_{name}.py"
     for name in ("bench", "budget", "cli", "fuzz", "index", "library", "load", "one_reading", "page", "page_browser",
                  "page_opened", "shipped", "study", "viewing")
 )  # fmt: skip
 """Files whose tests run whole commands, many times over: shapes are checked where the parts are tested."""
-DATA = ROOT / "tests" / "data"
-CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
+ONE_IN = 12
 
 
-def pytest_runtest_setup(item):
-    """Shapes are checked in the first case of every test that is not slow."""
-    repeated = hasattr(item, "callspec") and any(item.callspec.indices.values())
-    slow = item.get_closest_marker("slow") is not None or item.path.name in WHOLE_COMMANDS
-    jaxtyping_config.update("jaxtyping_disable", repeated or slow)
+def pytest_collection_modifyitems(config, items):
+    """Where shapes are checked: the first case of one test in so many, of those that are not slow."""
+    if not SHAPES:
+        return
+
+    def chosen(item):
+        repeated = hasattr(item, "callspec") and any(item.callspec.indices.values())
+        slow = item.get_closest_marker("slow") is not None or item.path.name in WHOLE_COMMANDS
+        return not repeated and not slow and crc32(item.originalname.encode()) % ONE_IN == 0
+
+    config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+    items[:] = [item for item in items if chosen(item)]
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_an_edge_is_as_open_as_both_its_nodes(tiny):
     graph, rng = tiny.graph, np.random.default_rng(3)
     nodes = rng.random(graph.n_src)
     gates = _of_edges(graph, torch.from_numpy(nodes)).numpy()
-    at = {name: value for name, value in zip(graph.src_names, nodes, strict=True)} | {"logits": 1.0}
+    at = dict(zip(graph.src_names, nodes, strict=True)) | {"logits": 1.0}
     for src, dst in np.argwhere(graph.valid).tolist():
         owner = str(graph.dst_slots[dst][0])
         assert gates[src, dst] == at[graph.src_names[src]] * at[owner]
@@ -122,7 +122,8 @@ def test_training_that_was_stopped_goes_on_the_same(at, nodes_above, tiny, group
         learn(tiny, groups, METRIC, scores, schedule, state=state, progress=stop)
     steps = []
     again = learn(tiny, groups, METRIC, scores, schedule, state=state, progress=lambda done, _: steps.append(done))
-    assert steps == list(range(steps[0], 10)) and steps[0] > 1
+    assert steps == list(range(steps[0], 10))
+    assert steps[0] > 1
     np.testing.assert_array_equal(again.open.values, whole.open.values)
     assert not state.exists()
 

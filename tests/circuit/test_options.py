@@ -39,7 +39,7 @@ VALUES = {"int": (np.int64(7), 7), "float": (np.float32(0.25), 0.25), "bool": (n
 
 @pytest.fixture(autouse=True)
 def as_in_production():
-    """Shapes and types of arguments are checked in tests only, and would refuse what is to be converted."""
+    """Where shapes and types of arguments are checked, what is to be converted would be refused."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
