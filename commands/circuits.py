@@ -142,7 +142,7 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
         (by_score and bool(methods & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
         (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
-        (options.prune == "learn", "--prune learn", ["train_steps"]),
+        (options.prune == "learn", "--prune learn", ["train_steps", "nodes_first"]),
         (not sized, "a --threshold", ["threshold_on"]),
         (bool(options.neurons), "--neurons", ["neuron_share"]),
         (options.resolution == "edge", "--resolution edge: with span scores are by part anyway,", ["by_span"]),

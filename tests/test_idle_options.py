@@ -57,6 +57,7 @@ IDLE = [
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9"], {"--threshold-on": "score", "--candidates": "1"}),
     ("discover", [*RUN, "--target-faithfulness", "0.9"], {"--threshold-on": "share"}),
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
+    ("discover", [*RUN, "--prune", "top-n", "--top-n", "9"], {"--nodes-first": None}),
     ("discover", RUN, {"--revision": "main", "--threshold-on": "share", "--neuron-share": "0.9"}),
     ("discover", [*RUN, "--resolution", "span"], {"--by-span": None}),
     (

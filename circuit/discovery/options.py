@@ -137,6 +137,9 @@ class Options(PlainNumbers):
         ),
     ] = None
     train_steps: Annotated[int, Option("Steps in which --prune learn trains the gates.")] = 200
+    nodes_first: Annotated[
+        bool, Option("Let --prune learn choose nodes, then edges between them; always so above a million edges.")
+    ] = False
     train_split: Annotated[str | None, Option("Pairs to search on. (default: train, or all if no split is named)")] = (
         None
     )

@@ -356,6 +356,8 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
         n = max(1, smallest(*what, scores, target, progress=setting.stage("smallest circuit by score")).n // LEARNED)
     assert n is not None
     schedule = Schedule(n, steps=options.train_steps, seed=options.seed)
+    if options.nodes_first:
+        schedule = replace(schedule, nodes_above=0)
     how: dict[str, Any] = {"ablation": setting.ablation, "state": state, "progress": setting.stage("learned gates")}
     learned = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
     if target is None:

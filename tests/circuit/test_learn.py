@@ -1,11 +1,14 @@
 """Gates against the patched forward pass and finite differences; training against circuits that were planted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from persona_circuits.circuit.attribution import eap_ig, random_scores
+from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
 from persona_circuits.circuit.forward.gated import gated_logits
@@ -144,3 +147,12 @@ def test_memory_is_bounded_and_bounds_change_little(tiny, groups):
 def test_bad_schedules_are_refused(schedule, says, tiny, groups):
     with pytest.raises(OptionError, match=says):
         learn(tiny, groups, METRIC, random_scores(tiny.graph, seed=0), schedule)
+
+
+def test_a_search_with_nodes_first_is_that_training(tiny, tiny_task):
+    options = Options(prune="learn", top_n=6, train_steps=9, nodes_first=True, n_random=1)
+    found = discover(tiny, tiny_task, options)
+    rows = batches(with_swap_rows(encode(tiny_task, tiny)), options.batch_size, "cpu")
+    schedule = Schedule(6, steps=9, nodes_above=0)
+    assert found.circuit == learn(tiny, rows, METRIC, found.scores, schedule).circuit
+    assert found.circuit != learn(tiny, rows, METRIC, found.scores, replace(schedule, nodes_above=10**6)).circuit
