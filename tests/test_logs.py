@@ -18,6 +18,7 @@ STUDIES = sorted([*LOGS.glob("smollm2*/numbers.json"), *LOGS.glob("gemma*/number
 SECOND = {
     "smollm2-chat-cue": ["plan_v1.smollm2.json", "plan_v1.causes.json", "plan_v1.heads.json"],
     "smollm2-few-shot": ["plan_v1.held_out_format.json"],
+    "gemma-few-shot": ["plan_v1.held_out_format.json"],
     "gemma-first-person": ["plan_v1.gemma.json", "plan_v1.causes.json", "plan_v1.heads.json"],
 }
 ROUNDS = {
