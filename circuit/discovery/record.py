@@ -12,6 +12,7 @@ from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import ORDERS, Options
 from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Pruned, Setting
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.pruning.learn import NODES_ABOVE
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import Metric
 
@@ -93,6 +94,9 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
         method["resolution"] = "span"
     if scored and options.method == "mean-of":
         method |= {"of": list(options.of), "normalise": options.normalise}
+    if options.prune == "learn":
+        first = options.nodes_first or pruned.circuit.graph.n_edges > NODES_ABOVE
+        method |= {"train_steps": options.train_steps, "nodes_first": first}
     if pruned.finished is not None:
         method["finish"] = {"share": options.finish, **pruned.finished.as_dict()}
     if (least := pruned.smallest) is not None:

@@ -37,7 +37,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
-__all__ = ["Learned", "Schedule", "learn"]
+__all__ = ["NODES_ABOVE", "Learned", "Schedule", "learn"]
 
 BETA, LEAST, MOST = 2 / 3, -0.1, 1.1
 """Temperature of hard concrete gates, and the interval they are stretched to before they are clamped."""

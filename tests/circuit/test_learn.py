@@ -155,4 +155,6 @@ def test_a_search_with_nodes_first_is_that_training(tiny, tiny_task):
     rows = batches(with_swap_rows(encode(tiny_task, tiny)), options.batch_size, "cpu")
     schedule = Schedule(6, steps=9, nodes_above=0)
     assert found.circuit == learn(tiny, rows, METRIC, found.scores, schedule).circuit
+    assert found.record["method"]["train_steps"] == 9
+    assert found.record["method"]["nodes_first"]
     assert found.circuit != learn(tiny, rows, METRIC, found.scores, replace(schedule, nodes_above=10**6)).circuit
