@@ -123,11 +123,14 @@ def _curve(name: str, model: Model, task: Task, args: argparse.Namespace, kept: 
         options = CurveOptions(scorers=(name,), orders=("absolute",), n_random=args.n_random)
         report = curve_study(model, task, options).report
         (line,) = report.bands or report.curves
-        mean = [x.mean if isinstance(x, Spread) else x for x in (p.faithfulness for p in line.points)]
-        cmd = line.cmd.mean if isinstance(line.cmd, Spread) else line.cmd
-        return {"cmd": cmd, "shares": [point.share for point in line.points], "f": mean, "pairs": report.n_pairs}
+        shares, means = [point.share for point in line.points], [_mean(point.faithfulness) for point in line.points]
+        return {"cmd": _mean(line.cmd), "shares": shares, "f": means, "pairs": report.n_pairs}
 
     return kept.of(f"{_key(model, task, args)} curve {name}", made)
+
+
+def _mean(value: Spread | float | None) -> float | None:
+    return value.mean if isinstance(value, Spread) else value
 
 
 def figure(model: Model, task: Task, args: argparse.Namespace, kept: Kept) -> Chart:

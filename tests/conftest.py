@@ -28,8 +28,6 @@ torch.set_num_threads(1)  # the models here are so small that threads only wait 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
 CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
-
-
 WHOLE_COMMANDS = tuple(
     f"test_{name}.py"
     for name in ("bench", "budget", "cli", "fuzz", "index", "library", "load", "one_reading", "page", "page_browser",

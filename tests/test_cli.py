@@ -537,12 +537,10 @@ def test_the_planted_models_in_one_table(monkeypatch):
 
     chosen = [one for one in planted_models() if one.name in ("copy", "saturated")]
     monkeypatch.setattr("persona_circuits.models.planted.circuits.planted_models", lambda: chosen)
-    saturated = chosen.pop()
-    assert saturated.name == "saturated"
     rows = json.loads(call("ground-truth", "--json").stdout)
     assert {row["method"] for row in rows} >= {"eap", "eap-ig", "exact", "random", "acdc"}
     assert all(row["auroc"] >= 0.95 for row in rows if row["method"] in ("exact", "eap-ig", "acdc"))
-    chosen[:] = [saturated]
+    chosen.pop(0)
     table = call("ground-truth").stdout
     assert "AUROC" in table
     assert "saturated, eap: " in table

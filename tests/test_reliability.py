@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import reliability
 
-KILLS = int(os.environ.get("PERSONA_CIRCUITS_KILLS", "5"))
+KILLS = int(os.environ.get("PERSONA_CIRCUITS_KILLS", "10"))
 
 
 @pytest.mark.slow

@@ -194,6 +194,13 @@ class Options(PlainNumbers):
         return replace(own, threshold=self.DEFAULT_SHARE) if self.threshold is None and self._uses_threshold() else own
 
     @property
+    def nodes_above(self) -> int:
+        """With more edges than this ``--prune learn`` chooses nodes first."""
+        from persona_circuits.circuit.pruning.learn import NODES_ABOVE
+
+        return 0 if self.nodes_first else NODES_ABOVE
+
+    @property
     def sized_by_default(self) -> bool:
         """Whether nothing says how large the circuit is to be."""
         given = (self.threshold, self.top_n, self.target_faithfulness)

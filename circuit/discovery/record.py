@@ -12,7 +12,6 @@ from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import ORDERS, Options
 from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Pruned, Setting
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.pruning.learn import NODES_ABOVE
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import Metric
 
@@ -95,7 +94,7 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
     if scored and options.method == "mean-of":
         method |= {"of": list(options.of), "normalise": options.normalise}
     if options.prune == "learn":
-        first = options.nodes_first or pruned.circuit.graph.n_edges > NODES_ABOVE
+        first = pruned.circuit.graph.n_edges > options.nodes_above
         method |= {"train_steps": options.train_steps, "nodes_first": first}
     if pruned.finished is not None:
         method["finish"] = {"share": options.finish, **pruned.finished.as_dict()}

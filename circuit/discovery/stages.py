@@ -355,9 +355,7 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
     if target is not None:
         n = max(1, smallest(*what, scores, target, progress=setting.stage("smallest circuit by score")).n // LEARNED)
     assert n is not None
-    schedule = Schedule(n, steps=options.train_steps, seed=options.seed)
-    if options.nodes_first:
-        schedule = replace(schedule, nodes_above=0)
+    schedule = Schedule(n, steps=options.train_steps, seed=options.seed, nodes_above=options.nodes_above)
     how: dict[str, Any] = {"ablation": setting.ablation, "state": state, "progress": setting.stage("learned gates")}
     learned = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
     if target is None:

@@ -137,7 +137,7 @@ def learn(
         within, n_first = graph.valid, 0
         if graph.n_edges > schedule.nodes_above:
             n_first = schedule.steps // NODE_STEPS
-            nodes = _Training(measured, _start_of_nodes(graph, scores), WIDE * n, lambda x: _of_edges(graph, x))
+            nodes = _Training(measured, _start_of_nodes(graph, scores), WIDE * n, _edges_of(graph, model.device))
             nodes.run("nodes", range(n_first), kept, progress)
             within = _between(graph, nodes.likelihood(), WIDE * n)
         valid = torch.from_numpy(within.copy()).to(model.device)
@@ -264,11 +264,10 @@ class _Training:
         return step
 
 
-def _of_edges(graph: Graph, nodes: Float[Tensor, " src"]) -> Float[Tensor, "src dst"]:
-    """Every edge's gate from its nodes' gates; the logits' is 1."""
-    owners = torch.from_numpy(graph.source_of_slot.copy()).to(nodes.device)
-    valid = torch.from_numpy(graph.valid.copy()).to(nodes.device)
-    return nodes[:, None] * torch.cat([nodes, nodes.new_ones(1)])[owners] * valid
+def _edges_of(graph: Graph, device: torch.device | str) -> Callable[[Tensor], Float[Tensor, "src dst"]]:
+    """What makes every edge's gate of its nodes' gates; the logits' is 1."""
+    owners, valid = (torch.from_numpy(table.copy()).to(device) for table in (graph.source_of_slot, graph.valid))
+    return lambda nodes: nodes[:, None] * torch.cat([nodes, nodes.new_ones(1)])[owners] * valid
 
 
 def _between(graph: Graph, likely: Float[np.ndarray, " src"], n: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
 from persona_circuits.circuit.forward.gated import gated_logits
 from persona_circuits.circuit.pruning import Schedule, learn, top_n
-from persona_circuits.circuit.pruning.learn import TIES, WIDE, _of_edges
+from persona_circuits.circuit.pruning.learn import TIES, WIDE, _edges_of
 from persona_circuits.circuit.storage import kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
@@ -97,7 +97,7 @@ def test_nodes_are_chosen_together_before_the_edges_between_them(tiny, groups):
 def test_an_edge_is_as_open_as_both_its_nodes(tiny):
     graph, rng = tiny.graph, np.random.default_rng(3)
     nodes = rng.random(graph.n_src)
-    gates = _of_edges(graph, torch.from_numpy(nodes)).numpy()
+    gates = _edges_of(graph, "cpu")(torch.from_numpy(nodes)).numpy()
     at = dict(zip(graph.src_names, nodes, strict=True)) | {"logits": 1.0}
     for src, dst in np.argwhere(graph.valid).tolist():
         owner = str(graph.dst_slots[dst][0])
